@@ -1,0 +1,104 @@
+"""The judge at work: every model variant evaluated in float64 over all samples, one after the other.
+
+One variant is in memory at a time; only outputs are kept. The variants: the original, the candidate as stored, the
+candidate with its weights before rounding, and the original with its weights perturbed by ±u.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from bnfold.files import ModelFile
+from bnfold.reference import Evaluator, evaluate_node
+
+from .inputs import Sample
+from .rounding import Weights, lifted
+from .steps import Decider, decider
+
+__all__ = ["Judge"]
+
+Array = npt.NDArray[Any]
+WIDE = 32.0  # in u: how far weights are moved to see where a value inside the model may jump
+_WIDE_DRAW = 1000  # the numbers of such draws, apart from those of the ordinary ones
+
+
+class Judge:
+    """Evaluates a pair of models in float64. Raises UnsupportedOp when an operator is missing, EvaluationError when
+    a node cannot be evaluated."""
+
+    def __init__(
+        self, original: ModelFile, candidate: ModelFile, exact: Mapping[str, Array] | None, samples: Sequence[Sample]
+    ) -> None:
+        self._original = lifted(original.model)
+        self._files = original, candidate
+        self._exact = exact
+        self._samples = samples
+        self._weights = Weights(self._original, original.directory)
+        self.outputs = tuple(value.name for value in original.model.graph.output)
+        self._deciders: dict[str, Decider] = {}
+        self._extra: tuple[str, ...] = ()
+        self._own: Evaluator | None = None
+
+    def original(self) -> list[dict[str, Array]]:
+        """y64 of every sample."""
+        y = self._run(self._original, 0)
+        integers = [name for name in self.outputs if y and y[0][name].dtype.kind in "iub"]
+        for name in integers:
+            found = decider(self._original.graph, name)
+            if found is not None:
+                self._deciders[name] = found
+        if self._deciders:
+            self._extra = tuple(dict.fromkeys(v for d in self._deciders.values() for v in d.operands))
+            y = self._run(self._original, 0)
+        return y
+
+    def own_types(self, index: int) -> dict[str, Array]:
+        """The original under the judge in its own types, for one sample."""
+        if self._own is None:
+            self._own = Evaluator(self._files[0].model, dtype=None, directory=self._files[0].directory)
+        with np.errstate(all="ignore"):
+            return self._own.run(self._samples[index].feeds)
+
+    def candidate(self) -> list[dict[str, Array]]:
+        """y64' of every sample: the weights as they are stored."""
+        return self._run(self._files[1].model, 1)
+
+    def exact(self) -> list[dict[str, Array]] | None:
+        """y64*: the weights before they were rounded; None for a candidate of unknown make."""
+        return None if self._exact is None else self._run(self._files[1].model, 1, self._exact)
+
+    def draw(self, number: int, seed: int, *, wide: bool = False) -> list[dict[str, Array]]:
+        """The original with each weight moved by ±u, or by ±32u."""
+        scale, draw = (WIDE, _WIDE_DRAW + number) if wide else (1.0, number)
+        return self._run(self._original, 0, self._weights.perturbed(seed, draw, scale))
+
+    def margin(self, output: str, y: Mapping[str, Array]) -> Array | None:
+        """By how much the float producer of an integer output must change before each element can flip."""
+        found = self._deciders.get(output)
+        if found is None or any(y[name].dtype.kind != "f" for name in found.operands[:1]):
+            return None
+        return found.margin(y, self._move)
+
+    def producers(self, output: str) -> tuple[str, ...]:
+        """The float values that an integer output is decided by; their names are keys of `original` and `draw`."""
+        found = self._deciders.get(output)
+        return () if found is None else found.operands
+
+    def _run(
+        self, model: onnx.ModelProto, which: int, exact: Mapping[str, Array] | None = None
+    ) -> list[dict[str, Array]]:
+        evaluator = Evaluator(model, directory=self._files[which].directory, exact=exact)
+        names = (*self.outputs, *(self._extra if which == 0 else ()))
+        with np.errstate(all="ignore"):
+            return [evaluator.run(sample.feeds, names) for sample in self._samples]
+
+    def _move(self, node: onnx.NodeProto, x: Array) -> Array:
+        """One layout node applied to `x`; its constant operands are initializers of the lifted model."""
+        weights = self._original.graph.initializer
+        constants = {p.name: onnx.numpy_helper.to_array(p) for p in weights if p.name in node.input}
+        operands = [x, *(constants[name] if name else None for name in list(node.input)[1:])]
+        opset = {entry.domain: entry.version for entry in self._original.opset_import}
+        return evaluate_node(node, operands, opset)[0]

@@ -1,0 +1,81 @@
+"""The command line: parse, call the library, print, exit with a code. Nothing here knows how to fold.
+
+0  equivalent, or nothing to fold          2  usage, unreadable, unsupported, or a bug (which says so)
+1  not equivalent, or something was left   3  inconclusive            130  interrupted
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Sequence
+from types import FrameType
+
+import click
+
+from ..errors import BnfoldError
+from .commands import bnfold
+from .output import emit_error, silence
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command with the arguments `argv` (default: the process's own) and return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # what a user has to know is a note of the report, not a Python warning
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a sentence with σ² must not fail on an ASCII terminal
+    on_main_thread = threading.current_thread() is threading.main_thread()  # only there may a handler be set
+    before = signal.signal(signal.SIGTERM, _terminated) if on_main_thread else None
+    try:
+        return _run(arguments)
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            silence()
+
+
+def _run(arguments: list[str]) -> int:
+    as_json = "--json" in arguments[: arguments.index("--")] if "--" in arguments else "--json" in arguments
+    try:
+        code = bnfold.main(arguments, prog_name="bnfold", standalone_mode=False)
+    except click.ClickException as error:
+        usage = "" if error.ctx is None else f"Try '{error.ctx.command_path} --help'."  # type: ignore[attr-defined]
+        return emit_error("usage", _sentence(error.format_message()), 2, as_json=as_json, hint=usage)
+    except BnfoldError as error:
+        return emit_error(error.kind, str(error), error.exit_code, as_json=as_json)
+    except (KeyboardInterrupt, click.Abort):
+        return emit_error("interrupted", "Interrupted; nothing was written.", 130, as_json=as_json)
+    except BrokenPipeError:  # whoever read the output has gone, and with it the wish to know
+        silence()
+        return 141
+    except MemoryError:
+        return emit_error("memory", "Out of memory; nothing was written.", 2, as_json=as_json)
+    except Exception as error:
+        if os.environ.get("BNFOLD_DEBUG") == "1":
+            import traceback
+
+            traceback.print_exc()
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        message = f"This is a bug in bnfold ({what}). Please report it, with the traceback that BNFOLD_DEBUG=1 prints."
+        return emit_error("internal", message, 2, as_json=as_json)
+    return code if isinstance(code, int) else 0
+
+
+def _sentence(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    # an exception, so that a half-made file is removed on the way out
+    raise SystemExit(128 + number)

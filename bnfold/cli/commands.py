@@ -1,0 +1,230 @@
+"""The commands and their options. `bnfold MODEL` is `bnfold fold MODEL`; a file called `check` is reachable as ./check.
+
+Everything heavy is imported inside a command, so that --help and --version answer at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from .. import __version__
+from .options import Growth, growth, shapes
+from .output import Console
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_EXIT_CODES = (
+    ("0", "equivalent, or nothing to fold"),
+    ("1", "not equivalent; or --fail-on-unfolded and a normalization was left"),
+    ("2", "usage, unreadable or unsupported model, or a bug in bnfold (which says so)"),
+    ("3", "inconclusive: the check could not decide"),
+    ("130", "interrupted; nothing was written"),
+)
+
+
+class DefaultGroup(click.Group):
+    """A group whose first argument may be a model: then the command is `fold`."""
+
+    default = "fold"
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h", "--version"):
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return ["MODEL [OPTIONS]  |  COMMAND ..."]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        self.format_commands(ctx, formatter)
+        fold = self.commands[self.default]
+        options = [each for each in fold.params if isinstance(each, click.Option)]
+        rows = [row for row in (each.get_help_record(ctx) for each in options) if row is not None]
+        with formatter.section("Options of fold"):
+            formatter.write_dl([*rows, ("-h, --help", "Show this message and exit.")])
+        with formatter.section("Exit codes"):
+            formatter.write_dl(_EXIT_CODES)
+
+
+def _options(*decorators: Callable[[_F], _F]) -> Callable[[_F], _F]:
+    def decorate(function: _F) -> _F:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+_MODEL = click.Path(readable=False, path_type=Path)  # existence is for the loader to judge: its sentences say more
+
+_how_to_say = _options(
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout and nothing else there."),
+    click.option("-q", "--quiet", is_flag=True, help="Print only the verdict line."),
+)
+_version = click.version_option(
+    __version__, "--version", message="bnfold %(version)s", help="Show the version and exit."
+)
+_what_to_fold = _options(
+    click.option("--skip", multiple=True, metavar="NODE", help="Leave nodes of this name alone; a glob, repeatable."),
+    click.option("--only", multiple=True, metavar="NODE", help="Fold only nodes of this name; a glob, repeatable."),
+    click.option(
+        "--freeze-inputs",
+        is_flag=True,
+        help="Fold weights that are also graph inputs; callers can override them no more.",
+    ),
+    click.option("--keep-inputs", is_flag=True, help="Never fold a weight that is also a graph input."),
+    click.option(
+        "--max-growth",
+        callback=growth,
+        metavar="SIZE",
+        help="How many bytes clones and grown biases may add: 4096, 16MiB, or 10% of the model. "
+        "Default: the larger of 10% and 16MiB.",
+    ),
+)
+_how_to_check = _options(
+    click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads for the runtime. Default: its own."),
+    click.option(
+        "--inputs",
+        type=click.Path(readable=False, path_type=Path),
+        multiple=True,
+        metavar="FILE",
+        help="Check on this sample: an .npz, keys are input names; repeatable.",
+    ),
+    click.option(
+        "--shape",
+        "shapes",
+        callback=shapes,
+        multiple=True,
+        metavar="NAME:SIZES",
+        help="The shape of a dynamic input, as in input:1,3,224,224; repeatable.",
+    ),
+    click.option(
+        "--seed", type=click.IntRange(0), default=0, metavar="N", help="Seed of the check's inputs. Default: 0."
+    ),
+    click.option("--samples", type=click.IntRange(1), metavar="N", help="How many random samples the check uses."),
+)
+
+
+@click.group(cls=DefaultGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@_version
+def bnfold() -> None:
+    """Fold every BatchNormalization of an ONNX model into the weights beside it, prove that nothing changed, and say
+    why when one stays.
+
+    `bnfold net.onnx` writes net.folded.onnx beside it. A file that is called like a command is reachable as ./check.
+    """
+
+
+@bnfold.command("fold")
+@click.argument("model", type=_MODEL)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(readable=False, path_type=Path),
+    metavar="OUT",
+    help="Where the result goes: a file or a directory. Default: MODEL.folded.onnx beside MODEL.",
+)
+@click.option("--force", is_flag=True, help="Overwrite OUT if it exists.")
+@click.option("--in-place", is_flag=True, help="Replace MODEL, atomically; links are followed, permissions kept.")
+@click.option("--dry-run", is_flag=True, help="Fold and check, but write nothing.")
+@click.option("--no-check", is_flag=True, help="Do not compare the result with the original.")
+@click.option(
+    "--accept",
+    type=click.Choice(["degraded", "certificate", "any"]),
+    multiple=True,
+    help="Write a result that did not pass: one of lower accuracy; one that only the certificate vouches for; "
+    "any. Repeatable; the exit code stays.",
+)
+@click.option("--fail-on-unfolded", is_flag=True, help="Exit 1 if a normalization was left.")
+@_what_to_fold
+@_how_to_check
+@_how_to_say
+@click.option("-v", "--verbose", is_flag=True, help="List every fold with its path, and every source that stays.")
+@_version
+def fold(
+    model: Path,
+    output: Path | None,
+    force: bool,
+    in_place: bool,
+    dry_run: bool,
+    no_check: bool,
+    accept: tuple[str, ...],
+    fail_on_unfolded: bool,
+    skip: tuple[str, ...],
+    only: tuple[str, ...],
+    freeze_inputs: bool,
+    keep_inputs: bool,
+    max_growth: Growth | None,
+    threads: int | None,
+    inputs: tuple[Path, ...],
+    shapes: dict[str, tuple[int, ...]],
+    seed: int,
+    samples: int | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> int:
+    """Fold MODEL, check the result against it, and write it. This is what `bnfold MODEL` does."""
+    from .folding import Checking, Selection, Writing, run
+
+    return run(
+        model,
+        Selection(skip, only, freeze_inputs, keep_inputs, max_growth),
+        Checking(not no_check, threads, inputs, shapes, seed, samples),
+        Writing(output, force, in_place, dry_run, frozenset(accept), fail_on_unfolded),
+        Console(quiet, verbose, as_json),
+    )
+
+
+@bnfold.command("explain")
+@click.argument("model", type=_MODEL)
+@_what_to_fold
+@_how_to_say
+def explain(
+    model: Path,
+    skip: tuple[str, ...],
+    only: tuple[str, ...],
+    freeze_inputs: bool,
+    keep_inputs: bool,
+    max_growth: Growth | None,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Say where each affine of MODEL goes, or why not. Writes nothing."""
+    from .folding import Selection, run_explain
+
+    return run_explain(
+        model, Selection(skip, only, freeze_inputs, keep_inputs, max_growth), Console(quiet, json=as_json)
+    )
+
+
+@bnfold.command("check")
+@click.argument("original", type=_MODEL)
+@click.argument("candidate", type=_MODEL)
+@_how_to_check
+@_how_to_say
+def check(
+    original: Path,
+    candidate: Path,
+    threads: int | None,
+    inputs: tuple[Path, ...],
+    shapes: dict[str, tuple[int, ...]],
+    seed: int,
+    samples: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Is CANDIDATE the same function as ORIGINAL? Whoever made it. Writes nothing."""
+    from .checking import run_check
+    from .folding import Checking
+
+    return run_check(
+        original,
+        candidate,
+        Checking(True, threads, inputs, shapes, seed, samples),
+        Console(quiet, json=as_json),
+    )

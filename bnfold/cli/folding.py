@@ -1,0 +1,259 @@
+"""`fold` and `explain`: the way of the data, and which word ends it.
+
+destination -> fold -> candidate beside the target -> check that very file -> move it into place | remove it
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import files
+from ..errors import UsageError
+from ..report.json import document
+from ..report.text import explanation, fold_table
+from .options import Growth, destination
+from .output import Console, Step, width
+
+if TYPE_CHECKING:
+    from ..check.verdict import CheckResult
+    from ..files import ModelFile
+    from ..fold import FoldResult
+    from ..report import FoldReport
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What may be folded."""
+
+    skip: tuple[str, ...]
+    only: tuple[str, ...]
+    freeze_inputs: bool
+    keep_inputs: bool
+    max_growth: Growth | None
+
+
+@dataclass(frozen=True, slots=True)
+class Checking:
+    """Whether and how the result is compared with the original."""
+
+    wanted: bool
+    threads: int | None
+    inputs: tuple[Path, ...]
+    shapes: dict[str, tuple[int, ...]]
+    seed: int
+    samples: int | None
+
+    def arguments(self) -> dict[str, Any]:
+        """As keyword arguments of `check`."""
+        return {
+            "samples": self.samples,
+            "seed": self.seed,
+            "inputs": self.inputs or None,
+            "shapes": self.shapes or None,
+            "threads": self.threads,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """Where the result goes, and what may be written although it did not pass."""
+
+    out: Path | None
+    force: bool
+    in_place: bool
+    dry_run: bool
+    accept: frozenset[str]
+    fail_on_unfolded: bool
+
+    def accepts(self, check: CheckResult | None) -> str | None:
+        """None if the result may not be written; else the --accept that lets it, "" when none is needed."""
+        if check is None or check:
+            return ""
+        word = check.verdict.name
+        if "degraded" in self.accept and word == "DEGRADED":
+            return "degraded"
+        if "certificate" in self.accept and word == "INCONCLUSIVE":
+            return "certificate" if check.certificate is not None and check.certificate.passed else None
+        return "any" if "any" in self.accept else None
+
+
+def run(model: Path, selection: Selection, checking: Checking, writing: Writing, console: Console) -> int:
+    """`bnfold fold`: returns the exit code."""
+    target = destination(model, writing.out, in_place=writing.in_place, dry_run=writing.dry_run, force=writing.force)
+    if target is not None:
+        files.format_of(target)  # an extension that cannot be written is refused before any work
+    arguments = checking.arguments()
+    with console.progress(4) as step:
+        step("folding")
+        result = _fold(model, selection)
+        digest = result.source.sha256 if console.json else ""
+        if target is not None:
+            _stands_clear(target, result, writing)
+        check, written, accepted = _check_and_write(model, result, target, checking, arguments, writing, step)
+    left = len(result.report.unfolded)
+    code = check.exit_code if check is not None else 0
+    if code == 0 and writing.fail_on_unfolded and left:
+        code = 1
+    if console.json:
+        console.document(
+            document(
+                source=source_dict(result.source, digest, result.report.opset, result.report.nodes_before),
+                result=_result_dict(written, result.report, identical=not result.changed),
+                **result.report.to_dict(),
+                check=None if check is None else check.to_dict(),
+            )
+        )
+        return code
+    console.say(fold_table(result.report, verbose=console.verbose, width=width()))
+    notes = _notes(result, written, writing)
+    if notes:
+        console.say("\n".join(f"note: {note}" for note in notes))
+    if check is not None:
+        console.say("\n" + "\n".join(str(check).splitlines()[:-1]))
+    console.say("")
+    word, sentence = _verdict(result, check, written, accepted, writing)
+    console.verdict(word, sentence, good=code == 0)
+    return code
+
+
+def run_explain(model: Path, selection: Selection, console: Console) -> int:
+    """`bnfold explain`: returns the exit code."""
+    with console.progress(1) as step:
+        step("folding")
+        result = _fold(model, selection)
+    report = result.report
+    if console.json:
+        source = source_dict(result.source, result.source.sha256, report.opset, report.nodes_before)
+        console.document(document(source=source, result=None, **report.to_dict(), check=None))
+        return 0
+    console.say(explanation(report, width=width()))
+    console.say("")
+    if not report.sources:
+        console.verdict(
+            "NOTHING TO FOLD", f"{model} holds no BatchNormalization and no constant arithmetic.", good=True
+        )
+    else:
+        sentence = f"{_of(len(report.folded), report.sources)} would fold; nothing was written."
+        console.verdict("EXPLAINED", sentence, good=True)
+    return 0
+
+
+def source_dict(source: ModelFile, digest: str, opset: int, nodes: int) -> dict[str, Any]:
+    """The `source` object of the JSON document."""
+    path = None if source.path is None else str(source.path)
+    return {"path": path, "sha256": digest, "bytes": source.size, "opset": opset, "nodes": nodes}
+
+
+def _fold(model: Path, selection: Selection) -> FoldResult:
+    from ..fold import fold
+
+    growth = selection.max_growth
+    size = files.load(model).total_size if growth is not None and growth.share is not None else 0
+    return fold(
+        model,
+        skip=selection.skip,
+        only=selection.only,
+        freeze_inputs=selection.freeze_inputs,
+        keep_inputs=selection.keep_inputs,
+        max_growth=None if growth is None else growth.of(size),
+    )
+
+
+def _stands_clear(target: Path, result: FoldResult, writing: Writing) -> None:
+    """Refuse when the data file that may go beside `target` would overwrite the input, or anything without --force."""
+    data = target.with_name(target.name + ".data")
+    ours = [result.source.path, *(() if writing.in_place else result.source.data.values())]
+    if data.exists() and any(path is not None and path.exists() and data.samefile(path) for path in ours):
+        raise UsageError(f"{data}, where external data would go, belongs to the model itself; choose another --output.")
+    if result.changed and result.source.data and os.path.lexists(data) and not (writing.force or writing.in_place):
+        raise UsageError(f"{data} exists; --force overwrites it, --output chooses another name.")
+
+
+def _check_and_write(
+    model: Path,
+    result: FoldResult,
+    target: Path | None,
+    checking: Checking,
+    arguments: dict[str, Any],
+    writing: Writing,
+    step: Step,
+) -> tuple[CheckResult | None, list[Path], str]:
+    """The check, the files written, and the --accept that let them be written ("" if none was needed)."""
+    if not result.changed:
+        step("writing")
+        if target is None or writing.in_place:
+            return None, [], ""
+        return None, files.copy(result.source, target, overwrite=writing.force), ""
+    if target is None:
+        step("checking")
+        return (result.check(**arguments) if checking.wanted else None), [], ""
+    with files.Staging(target, keep_mode_of=target if writing.in_place else None) as stage:
+        step("writing")
+        result.save(stage.path)
+        step("checking")
+        check = result.check(path=stage.path, **arguments) if checking.wanted else None
+        accepted = writing.accepts(check)
+        return check, [] if accepted is None else stage.commit(), accepted or ""
+
+
+def _result_dict(written: Sequence[Path], report: FoldReport, *, identical: bool) -> dict[str, Any] | None:
+    if not written:
+        return None
+    path, *data = written
+    return {
+        "path": str(path),
+        "sha256": files.digest(path),
+        "bytes": path.stat().st_size,
+        "opset": report.opset,
+        "nodes": report.nodes_after,
+        "identical": identical,
+        "data": [str(each) for each in data],
+    }
+
+
+def _notes(result: FoldResult, written: Sequence[Path], writing: Writing) -> list[str]:
+    notes: list[str] = []
+    if result.changed and len(written) > 1 and not result.source.data:
+        notes.append(f"The model passes protobuf's limit of 2 GiB; its weights went to {written[1]}.")
+    if result.changed and writing.in_place and written:
+        idle = [str(path) for path in result.source.data.values() if path not in written]
+        if idle:
+            notes.append(f"{written[0].name} no longer uses {', '.join(idle)}.")
+    return notes
+
+
+def _verdict(
+    result: FoldResult,
+    check: CheckResult | None,
+    written: Sequence[Path],
+    accepted: str,
+    writing: Writing,
+) -> tuple[str, str]:
+    report = result.report
+    where = f"wrote {written[0]}" if written else "nothing was written"
+    left = len(report.unfolded)
+    stays = f"{left} normalization{'' if left == 1 else 's'} stay{'s' if left == 1 else ''} (--fail-on-unfolded)"
+    failed = bool(writing.fail_on_unfolded and left)
+    if not result.changed:
+        same = f"{where}, an identical copy" if written else where
+        why = "the model holds no BatchNormalization" if not report.batch_normalizations else "every source stays"
+        return ("UNFOLDED", f"{stays}; {same}.") if failed else ("NOTHING TO FOLD", f"{why}; {same}.")
+    folded = f"{_of(len(report.folded), report.sources)} folded"
+    if check is None:
+        return ("UNFOLDED", f"{stays}; not checked; {where}.") if failed else ("NOT CHECKED", f"{folded}; {where}.")
+    word, sentence = check.verdict.name, check.sentence.rstrip(".")
+    if check:
+        return ("UNFOLDED", f"{stays}; {word}; {where}.") if failed else (word, f"{folded}; {where}.")
+    if accepted:
+        return word, f"{sentence}; {where} all the same (--accept {accepted})."
+    if not writing.dry_run and word == "INCONCLUSIVE" and check.certificate is not None and check.certificate.passed:
+        return word, f"{sentence}; {where}: --accept certificate would write it, the certificate passed."
+    return word, f"{sentence}; {where}."
+
+
+def _of(count: int, sources: int) -> str:
+    return f"{count} of {sources} source{'' if sources == 1 else 's'}"

@@ -1,0 +1,86 @@
+"""What the options mean: shapes and sizes in bytes as click callbacks; OUT, as a rule of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import click
+
+from ..errors import UnwritableOutput, UsageError
+
+_UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """A bound on added bytes: an absolute number, or a share of the model's size."""
+
+    share: Fraction | None
+    count: int = 0
+
+    def of(self, size: int) -> int:
+        """The bound in bytes for a model of `size` bytes."""
+        return self.count if self.share is None else int(self.share * size)
+
+
+def growth(ctx: click.Context, param: click.Parameter, value: str | None) -> Growth | None:
+    """`4096`, `16MiB`, `2.5MB` or `10%`, as a click callback."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*(%|(?:([KMG]I?)?B?))", value.strip().upper(), re.ASCII)
+    if match is None:
+        text = f"'{value}' is no size; write bytes (4096), a unit (16MiB) or a share of the model (10%)."
+        raise click.BadParameter(text, ctx, param)
+    number = Fraction(match[1])
+    return Growth(number / 100) if match[2] == "%" else Growth(None, int(number * _UNITS[match[3] or ""]))
+
+
+def shapes(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """`NAME:1,3,224,224` each, as a click callback; the name may hold colons, and no sizes at all are a scalar's."""
+    found: dict[str, tuple[int, ...]] = {}
+    for text in value:
+        name, _, sizes = text.rpartition(":")
+        parts = [part.strip() for part in sizes.split(",")] if sizes.strip() else []
+        if not name or not all(re.fullmatch(r"\d{1,18}", part, re.ASCII) for part in parts):
+            what = f"'{text}' is no shape; write the input's name and its sizes, as in input:1,3,224,224."
+            raise click.BadParameter(what, ctx, param)
+        if name in found:
+            raise click.BadParameter(f"the input '{name}' is given twice.", ctx, param)
+        found[name] = tuple(int(part) for part in parts)
+    return found
+
+
+def destination(model: Path, out: Path | None, *, in_place: bool, dry_run: bool, force: bool) -> Path | None:
+    """Where the result goes; None for a dry run. Raises UsageError or UnwritableOutput before any work is done."""
+    if out is not None and (in_place or dry_run):
+        raise UsageError(f"--output cannot be combined with {'--in-place' if in_place else '--dry-run'}.")
+    if dry_run:
+        return None
+    if in_place:
+        target = model.resolve()
+        if target.exists() and not os.access(target, os.W_OK):
+            raise UnwritableOutput(f"{model} is write-protected; --in-place would replace it.")
+    elif out is None:
+        target = model.with_name(f"{model.stem}.folded{model.suffix or '.onnx'}")
+    elif out.is_dir():
+        target = out / f"{model.stem}.folded{model.suffix or '.onnx'}"
+    else:
+        target = out
+    parent = target.parent
+    if not parent.is_dir():
+        raise UsageError(f"{parent} is not a directory that exists; create it first, or choose another --output.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UnwritableOutput(f"The directory {parent} is write-protected; choose another place with --output.")
+    if in_place:
+        return target
+    if target.exists() and model.exists() and target.samefile(model):
+        raise UsageError(f"{target} is the model itself; use --in-place to replace it.")
+    if target.exists() and not target.is_file():
+        raise UsageError(f"{target} is neither a file nor a directory; choose another --output.")
+    if os.path.lexists(target) and not force:
+        raise UsageError(f"{target} exists; --force overwrites it, --output chooses another name.")
+    return target

@@ -1,0 +1,83 @@
+"""Constants that are not initializers: Constant nodes, and expressions computed from constants alone.
+
+A constant expression is evaluated once, in its own types, by the reference evaluator, as the runtime would do it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from .weights import Tensor, tensor
+
+if TYPE_CHECKING:
+    from .graph import Graph, Node
+
+_LARGEST = 1 << 28  # bytes that evaluating a constant expression may make: beyond it the value counts as unknown
+
+
+def tensor_of(graph: Graph, value: str) -> Tensor | None:
+    """The tensor of a value that a constant node of `graph` computes; None where it cannot be evaluated."""
+    node = graph.constant_node(value)
+    if node is None:
+        return None
+    if node.op_type == "Constant":
+        return _literal(graph, node, value)
+    try:
+        array = _evaluate(graph, value)
+    except Exception:  # whatever an odd expression makes the evaluator raise, it is not a constant that we know
+        return None
+    if array is None:
+        return None
+    return tensor(onnx.numpy_helper.from_array(np.asarray(array), value), None, value)
+
+
+def _literal(graph: Graph, node: Node, value: str) -> Tensor | None:
+    found = node.attributes
+    if "value" in found:
+        return tensor(found["value"], graph.directory, value)
+    for name, dtype in (
+        ("value_float", np.float32), ("value_floats", np.float32), ("value_int", np.int64), ("value_ints", np.int64)
+    ):  # fmt: skip
+        if name in found:
+            return tensor(onnx.numpy_helper.from_array(np.asarray(found[name], dtype), value), None, value)
+    return None
+
+
+def _evaluate(graph: Graph, value: str) -> NDArray[Any] | None:
+    from .reference import evaluate_node
+
+    known: dict[str, NDArray[Any] | None] = {}
+    stack = [value]
+    while stack:
+        name = stack[-1]
+        if name in known:
+            stack.pop()
+            continue
+        node = graph.constant_node(name)
+        if node is None or node.op_type == "Constant":
+            found = graph.constant(name)
+            known[name] = None if found is None else found.array()
+            continue
+        missing = [i for i in node.inputs if i and i not in known]
+        if missing:
+            stack.extend(missing)
+            continue
+        given = [known[i] if i else None for i in node.inputs]
+        if any(i and known[i] is None for i in node.inputs) or _too_large(node, given):
+            return None
+        for out, array in zip(node.outputs, evaluate_node(node.proto, given, graph.opsets), strict=False):
+            known[out] = array
+    return known[value]
+
+
+def _too_large(node: Node, given: list[NDArray[Any] | None]) -> bool:
+    if node.op_type in ("ConstantOfShape", "Expand", "Tile") and given[-1] is not None:
+        if node.op_type == "ConstantOfShape":
+            return float(np.prod(given[0], dtype=np.float64)) * 8 > _LARGEST
+        base = 1.0 if given[0] is None else float(given[0].size)
+        return base * float(np.prod(np.abs(given[-1]), dtype=np.float64)) * 8 > _LARGEST
+    return sum(g.nbytes for g in given if g is not None) > _LARGEST

@@ -1,0 +1,12 @@
+"""Model files: `load` reads and validates one, `save` writes one atomically, `copy` takes one along unchanged.
+
+load(path) -> ModelFile        the skeleton; external data stays on disk until a tensor is asked for
+save(model, path)              path, and path.data when some tensors are external; both or neither
+"""
+
+from .external import read_external
+from .formats import format_of
+from .loading import ModelFile, digest, load
+from .writing import Staging, copy, save
+
+__all__ = ["ModelFile", "Staging", "copy", "digest", "format_of", "load", "read_external", "save"]

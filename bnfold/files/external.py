@@ -1,0 +1,169 @@
+"""External tensor data: (location, offset, length) beside the model, checked before a byte of it is believed.
+
+A model file may come from anyone. A location must stay inside the model's directory, the range inside its file, and the
+length must be what type and shape say; then a tensor is read with one pread, when somebody asks for it.
+"""
+
+import math
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import onnx
+
+from ..errors import MalformedModel
+
+_BITS = {
+    **dict.fromkeys(("FLOAT", "INT32", "UINT32"), 32),
+    **dict.fromkeys(("DOUBLE", "INT64", "UINT64", "COMPLEX64"), 64),
+    **dict.fromkeys(("FLOAT16", "BFLOAT16", "INT16", "UINT16"), 16),
+    **dict.fromkeys(("INT8", "UINT8", "BOOL"), 8),
+    **dict.fromkeys(("FLOAT8E4M3FN", "FLOAT8E4M3FNUZ", "FLOAT8E5M2", "FLOAT8E5M2FNUZ", "FLOAT8E8M0"), 8),
+    **dict.fromkeys(("INT4", "UINT4", "FLOAT4E2M1"), 4),
+    **dict.fromkeys(("INT2", "UINT2"), 2),
+    "COMPLEX128": 128,
+}
+# a TensorProto type that the installed onnx does not know has no number there
+BITS: dict[int, int] = {
+    onnx.TensorProto.DataType.Value(name): bits
+    for name, bits in _BITS.items()
+    if name in onnx.TensorProto.DataType.keys()  # noqa: SIM118 - a protobuf enum wrapper is no dict
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A tensor's bytes: `length` of them from `offset` on in the file `path`."""
+
+    path: Path
+    offset: int
+    length: int
+
+
+def payload(proto: onnx.TensorProto) -> int:
+    """The number of bytes that type and shape of `proto` ask for; raises MalformedModel when either is no good."""
+    if any(size < 0 for size in proto.dims):
+        raise MalformedModel(f"Tensor '{proto.name}' has a negative size in its shape {list(proto.dims)}.")
+    bits = BITS.get(proto.data_type)
+    if bits is None:
+        raise MalformedModel(f"Tensor '{proto.name}' has the unknown element type {proto.data_type}.")
+    return (math.prod(proto.dims) * bits + 7) // 8
+
+
+def extent(proto: onnx.TensorProto, directory: Path | None) -> Extent:
+    """Where the bytes of an external tensor are, after every check; raises MalformedModel."""
+    directory = Path() if directory is None else directory
+    entries = {entry.key: entry.value for entry in proto.external_data}
+    path = _inside(proto.name, entries.get("location", ""), directory)
+    try:
+        info = path.stat()
+    except OSError as error:
+        raise MalformedModel(
+            f"Tensor '{proto.name}' lies in {path}, which cannot be read: {error.strerror}. "
+            "External data must stand beside the model; copy it there."
+        ) from error
+    if not stat.S_ISREG(info.st_mode):
+        raise MalformedModel(f"Tensor '{proto.name}' lies in {path}, which is not a regular file.")
+    offset = _count(proto.name, "offset", entries.get("offset", "0"))
+    expected = payload(proto)
+    length = _count(proto.name, "length", entries["length"]) if "length" in entries else info.st_size - offset
+    if offset + max(length, 0) > info.st_size or length < 0:
+        raise MalformedModel(
+            f"Tensor '{proto.name}' ends at byte {offset + expected} of {path}, which has only {info.st_size}: "
+            "the data file is cut short or belongs to another model."
+        )
+    if length != expected:
+        raise MalformedModel(
+            f"Tensor '{proto.name}' of shape {list(proto.dims)} needs {expected} bytes, but {path} gives it {length}."
+        )
+    return Extent(path, offset, length)
+
+
+def read_external(proto: onnx.TensorProto, directory: Path | None) -> bytes:
+    """The bytes of an external tensor, little-endian; raises MalformedModel when they are not where the model says."""
+    where = extent(proto, directory)
+    return b"".join(blocks(where))
+
+
+def blocks(where: Extent, size: int = 1 << 24) -> Iterator[bytes]:
+    """The bytes of an extent, `size` at a time."""
+    descriptor = os.open(where.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    try:
+        os.lseek(descriptor, where.offset, os.SEEK_SET)
+        left = where.length
+        while left:
+            block = os.read(descriptor, min(size, left))
+            if not block:
+                raise MalformedModel(f"{where.path} was cut short while it was read.")
+            left -= len(block)
+            yield block
+    finally:
+        os.close(descriptor)
+
+
+def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every TensorProto of a model: initializers and attributes, of subgraphs and functions too."""
+    yield from _graph_tensors(model.graph)
+    for function in model.functions:
+        for node in function.node:
+            yield from _node_tensors(node)
+
+
+def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield sparse.values
+        yield sparse.indices
+    for node in graph.node:
+        yield from _node_tensors(node)
+
+
+def _node_tensors(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
+    for attribute in node.attribute:
+        match attribute.type:
+            case onnx.AttributeProto.TENSOR:
+                yield attribute.t
+            case onnx.AttributeProto.TENSORS:
+                yield from attribute.tensors
+            case onnx.AttributeProto.SPARSE_TENSOR:
+                yield attribute.sparse_tensor.values
+                yield attribute.sparse_tensor.indices
+            case onnx.AttributeProto.GRAPH:
+                yield from _graph_tensors(attribute.g)
+            case onnx.AttributeProto.GRAPHS:
+                for graph in attribute.graphs:
+                    yield from _graph_tensors(graph)
+            case _:
+                pass
+
+
+def location(proto: onnx.TensorProto) -> str:
+    """The file name that an external tensor gives, unchecked."""
+    return next((entry.value for entry in proto.external_data if entry.key == "location"), "")
+
+
+def _inside(name: str, place: str, directory: Path) -> Path:
+    if not place or "\0" in place:
+        raise MalformedModel(f"Tensor '{name}' is external, but does not say in which file.")
+    posix, windows = PurePosixPath(place), PureWindowsPath(place)
+    if posix.is_absolute() or windows.drive or windows.root or ".." in posix.parts or ".." in windows.parts:
+        raise MalformedModel(f"Tensor '{name}' lies in '{place}', outside the model's directory; that is refused.")
+    path = directory / place
+    try:
+        stays = path.resolve().is_relative_to(directory.resolve())
+    except (OSError, RuntimeError) as error:  # a loop of links
+        raise MalformedModel(f"Tensor '{name}' lies in '{place}', which cannot be resolved: {error}.") from error
+    if not stays:
+        raise MalformedModel(
+            f"Tensor '{name}' lies in '{place}', a symbolic link that leaves the model's directory; "
+            "that is refused. Copy the model and its data into one directory."
+        )
+    return path
+
+
+def _count(name: str, key: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise MalformedModel(f"Tensor '{name}' has the external {key} '{text[:40]}', which is not a byte count.")
+    return int(text)

@@ -1,0 +1,155 @@
+"""Reading a model: the file's outside first (is it there, is it ONNX), then its structure, in one linear pass."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError, EncodeError
+
+from ..errors import BnfoldError, UnreadableModel, UnsupportedModel
+from .external import extent, tensors
+from .formats import BINARY, JSON, foreign, format_of, missing_bytes
+from .structure import validate
+
+LIMIT = 2**31 - 1  # a protobuf message cannot be longer, in bytes
+
+
+@dataclass
+class ModelFile:
+    """A model as it was read. External tensors keep `data_location` EXTERNAL: their bytes stay in `directory`.
+
+    `path` is None for a model that came as a ModelProto; `size` counts the bytes of the model file alone; `notes` are
+    sentences for people about what had to be repaired.
+    """
+
+    model: onnx.ModelProto
+    path: Path | None
+    directory: Path
+    size: int
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def sha256(self) -> str:
+        """The hex digest of the model file (of the serialized model when there is no file)."""
+        if self.path is None:
+            if self.size > LIMIT:
+                raise UnsupportedModel("A model over 2 GiB has no serialized form to take a digest of; save it first.")
+            return hashlib.sha256(self.model.SerializeToString(deterministic=True)).hexdigest()
+        return digest(self.path)
+
+    @cached_property
+    def data(self) -> dict[str, Path]:
+        """The external data files: location, as the model gives it, to path."""
+        found: dict[str, Path] = {}
+        for proto in tensors(self.model):
+            if proto.data_location == onnx.TensorProto.EXTERNAL:
+                where = extent(proto, self.directory)
+                found[where.path.relative_to(self.directory).as_posix()] = where.path
+        return found
+
+    @property
+    def total_size(self) -> int:
+        """The bytes of the model file and of its external data together."""
+        return self.size + sum(path.stat().st_size for path in self.data.values())
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def size_of(model: onnx.ModelProto) -> int:
+    """The bytes of the serialized model, or of its tensors alone when it passes protobuf's limit."""
+    try:
+        return model.ByteSize()
+    except EncodeError:
+        return sum(proto.ByteSize() for proto in tensors(model))
+
+
+def load(source: str | os.PathLike[str] | onnx.ModelProto) -> ModelFile:
+    """Read and validate a model. A ModelProto is copied; its external data is looked for in the working directory.
+
+    Raises UnreadableModel, MalformedModel or UnsupportedModel; each says what is wrong and what to do.
+    """
+    if isinstance(source, onnx.ModelProto):
+        model = onnx.ModelProto()
+        model.CopyFrom(source)
+        loaded = ModelFile(model, None, Path(), size_of(model))
+    else:
+        path = Path(source)
+        data = _read(path)
+        loaded = ModelFile(_parse(path, data), path, path.parent, len(data))
+    if not loaded.model.HasField("graph"):
+        name = "The model" if loaded.path is None else str(loaded.path)
+        raise UnreadableModel(f"{name} holds no ONNX graph: it is not an ONNX model, or an empty one.")
+    try:
+        if validate(loaded.model, loaded.directory):
+            loaded.notes = ("The nodes were not in topological order, which ONNX demands; they were sorted.",)
+    except BnfoldError as error:
+        if loaded.path is not None:
+            raise type(error)(f"{loaded.path}: {error}") from error
+        raise
+    return loaded
+
+
+def _read(path: Path) -> bytes:
+    try:
+        info = path.stat()
+        if stat.S_ISDIR(info.st_mode):
+            raise UnreadableModel(f"{path} is a directory; give the .onnx file itself.")
+        if not stat.S_ISREG(info.st_mode):
+            raise UnreadableModel(f"{path} is not a regular file; save the model to disk and give that file.")
+        if info.st_size == 0:
+            raise UnreadableModel(f"{path} is empty.")
+        with path.open("rb") as file:
+            what = foreign(path, file.read(512), info.st_size)
+            if what is not None:
+                raise UnreadableModel(f"{path} is {what}.")
+            if info.st_size > LIMIT:
+                raise UnsupportedModel(
+                    f"{path} is larger than 2 GiB, which protobuf cannot hold; store the weights as external data."
+                )
+            file.seek(0)
+            return file.read()
+    except FileNotFoundError:
+        raise UnreadableModel(f"{path} does not exist.") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL byte
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UnreadableModel(f"{path} cannot be read: {reason}.") from error
+
+
+def _parse(path: Path, data: bytes) -> onnx.ModelProto:
+    model = onnx.ModelProto()
+    kind = format_of(path)
+    if kind == BINARY:
+        try:
+            model.ParseFromString(data)
+        except DecodeError as error:
+            lacking = missing_bytes(data)
+            if data[:1] == b"\x08" and lacking:
+                raise UnreadableModel(
+                    f"{path} is cut short: it has {len(data)} bytes and at least {lacking} more are missing."
+                ) from error
+            raise UnreadableModel(
+                f"{path} is not an ONNX model, or a damaged one: protobuf cannot parse it."
+            ) from error
+        return model
+    from google.protobuf import json_format, text_format  # 15 ms that a binary model need not pay
+
+    try:
+        text = data.decode("utf-8")
+        if kind == JSON:
+            json_format.Parse(text, model)
+        else:
+            text_format.Parse(text, model)
+    except (UnicodeDecodeError, json_format.ParseError, text_format.ParseError, RecursionError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise UnreadableModel(f"{path} is no ONNX model in {kind}, which its extension stands for: {why}.") from error
+    return model

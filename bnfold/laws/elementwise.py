@@ -1,0 +1,266 @@
+"""Add, Sub, Sum, Mul, Div; the identities; the activations that keep a non-negative scale.
+
+    up      s*(x + z) + t = (s*x + t1) + (s*z + t2), t1 + t2 = t        s*(x*c) + t = (s*x + t/c)*c
+    down    (s*x + t) + z = s*(x + z/s) + t                             (s*x + t)*c = x*(c*s) + c*t
+    relu    s*relu(x) = relu(s*x) for s >= 0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ..affine import Affine, Array, affine
+from ..gauge import Action, Answer, Carry, Need, Op, Reason, Refusal, Vanish
+from .common import Law, attributes, cut, fitted, no, not_positive, raised
+
+
+def _sign(op: Op, slot: int) -> float:
+    return -1.0 if op.kind == "Sub" and slot == 1 else 1.0
+
+
+def _operand(op: Op, slot: int, a: Affine) -> Affine | Refusal:
+    """The coefficients of the output in the layout of the constant at `slot`; longer than it where they vary."""
+    shape, out = op.shape(slot), op.output_shape()
+    if shape is None or a.rank == 0:
+        return a
+    if out is None:
+        return no(op, Reason.UNKNOWN_SHAPE, "The rank of the output is not known.")
+    rank, size = len(out), len(shape)
+    first = rank - size
+    axis = op.attribute("axis", -1) if op.opset < 7 and op.attribute("broadcast", 0) else -1
+    if axis >= 0:
+        first = axis
+    flat = cut(a, first, size)
+    if flat is not None:
+        return flat
+    if first + size < rank:
+        return no(op, Reason.WRONG_AXIS, f"{op.value(slot)} stands on other axes than the ones that vary.")
+    return a  # it grows to the full rank
+
+
+def _constant(op: Op, slot: int) -> Array | None:
+    """A constant operand in the layout of the output."""
+    c, out = op.constant(slot), op.output_shape()
+    if c is None or c.ndim == 0:
+        return c
+    if out is None or c.ndim > len(out):
+        return None
+    if op.opset < 7 and op.attribute("broadcast", 0):
+        axis = op.attribute("axis", len(out) - c.ndim)
+        return c.reshape((1,) * axis + c.shape + (1,) * (len(out) - axis - c.ndim))
+    return raised(c, len(out))
+
+
+def _edit(op: Op, slot: int, a: Affine) -> Need | Refusal:
+    placed = _operand(op, slot, a)
+    return placed if isinstance(placed, Refusal) else Need(slot, placed, grow=True)
+
+
+def _put(op: Op, slot: int, a: Affine, *, inverse: bool = False) -> Need | Refusal:
+    """The demand on a branch that is broadcast into the output."""
+    if op.is_constant(slot):
+        return _edit(op, slot, a)
+    placed = fitted(op, a, slot, op.output_shape())
+    return placed if isinstance(placed, Refusal) else Need(slot, placed, inverse=inverse)
+
+
+def _all(parts: Sequence[Action | Refusal]) -> tuple[Action, ...] | Refusal:
+    actions: list[Action] = []
+    for part in parts:
+        if isinstance(part, Refusal):
+            return part
+        actions.append(part)
+    return tuple(actions)
+
+
+def add_up(op: Op, output: int, a: Affine) -> Answer:
+    """s to every branch; the shift to a constant, else to one of the values: the search tries each."""
+    slots = range(op.slots)
+    only = a.only_scale()
+    constants = [i for i in slots if op.is_constant(i)]
+    if a.is_pure_scale:
+        return [_all([_put(op, i, only) for i in slots])]
+    if constants:
+        keep = constants[-1]
+        shifted = Affine(a.scale, a.shift * _sign(op, keep))
+        return [_all([_put(op, i, shifted if i == keep else only) for i in slots])]
+    options: list[tuple[Action, ...] | Refusal] = []
+    for name in dict.fromkeys(op.value(i) for i in slots):
+        takers = [i for i in slots if op.value(i) == name]
+        weight = sum(_sign(op, i) for i in takers)
+        if weight:  # x + x takes half of the shift at x
+            shifted = Affine(a.scale, a.shift / weight)
+            options.append(_all([_put(op, i, shifted if i in takers else only) for i in slots]))
+    return options or no(op, Reason.CONFLICT, "A value is subtracted from itself: no operand can take the shift.")
+
+
+def add_down(op: Op, given: Mapping[int, Affine]) -> Answer:
+    """(s, t) on some branches: the others get 1/s, the sum carries (s, t); a constant takes t in if it can."""
+    out = op.output_shape()
+    if out is None and any(a.rank for a in given.values()):
+        return no(op, Reason.UNKNOWN_SHAPE, "The rank of the output is not known.")
+    rank = len(out) if out is not None else 0
+    wide = {i: Affine(raised(a.scale, rank), raised(a.shift, rank)) for i, a in given.items()}
+    first = next(iter(wide.values()))
+    if any(not np.array_equal(a.scale, first.scale) for a in wide.values()):
+        return no(op, Reason.CONFLICT, "The branches of the sum carry different scales.")
+    scale = first.scale
+    shift = sum((a.shift * _sign(op, i) for i, a in wide.items()), np.zeros(()))
+    others = [i for i in range(op.slots) if i not in given]
+    whole = affine(scale, shift)
+    if not others:
+        return [(Carry(whole),)]
+    unscaled = first.is_pure_shift
+    options: list[tuple[Action, ...] | Refusal] = []
+    constants = [i for i in others if op.is_constant(i)]
+    if constants and unscaled:
+        return [_all([_put(op, constants[-1], affine(1.0, shift * _sign(op, constants[-1])))])]
+    if constants and op.slots == 2:
+        options += _past_constant(op, next(iter(given)), constants[0], whole)
+    if unscaled:
+        options.append((Carry(whole),))
+        options += [_all([_put(op, i, affine(1.0, shift * _sign(op, i)))]) for i in others]
+        return options
+    if not scale.all():
+        return [*options, no(op, Reason.ZERO_SCALE, "The other branch would have to be divided by a scale of 0.")]
+    inverse = Affine(1.0 / scale, np.zeros(()))
+    takes = [Affine(1.0 / scale, shift / scale * _sign(op, i)) for i in others]
+    options.append(_all([*(_put(op, i, inverse, inverse=True) for i in others), Carry(whole)]))
+    if shift.any():
+        for taker in range(len(others)):
+            demands = [
+                _put(op, i, takes[taker] if k == taker else inverse, inverse=True) for k, i in enumerate(others)
+            ]
+            options.append(_all([*demands, Carry(affine(scale))]))
+    return options
+
+
+def _past_constant(op: Op, slot: int, constant: int, whole: Affine) -> list[tuple[Action, ...] | Refusal]:
+    """x + c with x = (s, t): the Add goes and (s, t + c) travels on."""
+    c = _constant(op, constant)
+    if c is None:
+        return []
+    sign = _sign(op, slot)
+    gone = affine(whole.scale * sign, whole.shift + c * _sign(op, constant))
+    return [(Vanish(slot), Carry(gone))]
+
+
+def mul_up(op: Op, output: int, a: Affine) -> Answer:
+    if op.slots != 2:
+        return no(op, Reason.UNKNOWN_OP, f"{op.kind} with {op.slots} operands.")
+    constants = [i for i in (0, 1) if op.is_constant(i)]
+    if not constants:
+        if not a.is_pure_scale:
+            return no(op, Reason.NONLINEAR, "A product of two values takes a scale, but no shift.")
+        sides = (0, 1) if op.kind == "Mul" else (0,)
+        return [_all([_put(op, i, a)]) for i in sides]
+    (constant,) = constants[:1]
+    c = _constant(op, constant)
+    if c is None:
+        return no(op, Reason.UNKNOWN_SHAPE, "The constant's place in the value is not known.")
+    if op.kind == "Div" and constant == 0:
+        return no(op, Reason.NONLINEAR, "A constant divided by the value is not linear.")
+    options: list[tuple[Action, ...] | Refusal] = []
+    own = _factor(op, constant, a.scale)
+    if a.is_pure_scale:
+        options.append(own if isinstance(own, Refusal) else (own,))
+    if op.kind == "Div":
+        options.append(_all([_put(op, 1 - constant, affine(a.scale, a.shift * c))]))
+    elif (np.broadcast_arrays(a.shift, c)[0][_zero(a.shift, c)] != 0).any():
+        options.append(no(op, Reason.ZERO_SCALE, "The shift would have to be divided by a factor of 0."))
+    else:
+        safe = np.where(c == 0, 1.0, c)
+        options.append(_all([_put(op, 1 - constant, affine(a.scale, a.shift / safe))]))
+    return options
+
+
+def _zero(shift: Array, c: Array) -> Array:
+    return np.broadcast_to(c == 0, np.broadcast_shapes(shift.shape, c.shape))
+
+
+def _factor(op: Op, constant: int, scale: Array) -> Need | Refusal:
+    """The scale taken in by the constant factor or divisor."""
+    if op.kind == "Mul":
+        return _edit(op, constant, affine(scale))
+    if not scale.all():
+        return no(op, Reason.ZERO_SCALE, "The divisor cannot take in a scale of 0.")
+    return _edit(op, constant, affine(1.0 / scale))
+
+
+def mul_down(op: Op, given: Mapping[int, Affine]) -> Answer:
+    if len(given) > 1 or op.slots != 2:
+        return no(op, Reason.NONLINEAR, "Both operands of the product would change.")
+    ((slot, a),) = given.items()
+    out = op.output_shape()
+    if out is None and a.rank:
+        return no(op, Reason.UNKNOWN_SHAPE, "The rank of the output is not known.")
+    if op.kind == "Div" and slot == 1:
+        return no(op, Reason.NONLINEAR, "The value is a divisor.")
+    rank = len(out) if out is not None else 0
+    scale, shift = raised(a.scale, rank), raised(a.shift, rank)
+    if not op.is_constant(1 - slot):
+        if not a.is_pure_scale:
+            return no(op, Reason.NONLINEAR, "A product of two values carries a scale, but no shift.")
+        return [(Carry(affine(scale)),)]
+    c = _constant(op, 1 - slot)
+    if c is None:
+        return no(op, Reason.UNKNOWN_SHAPE, "The constant's place in the value is not known.")
+    if op.kind == "Div" and not c.all():
+        return no(op, Reason.ZERO_SCALE, "The divisor is 0 somewhere.")
+    onward = shift * c if op.kind == "Mul" else shift / c
+    own = _factor(op, 1 - slot, scale)
+    first = own if isinstance(own, Refusal) else (own, Carry(affine(1.0, onward)))
+    return [first, (Carry(affine(scale, onward)),)]
+
+
+def identity_up(op: Op, output: int, a: Affine) -> Answer:
+    return _training(op, output) or [(Need(0, a),)]
+
+
+def identity_down(op: Op, given: Mapping[int, Affine]) -> Answer:
+    if set(given) != {0}:
+        return no(op, Reason.NONLINEAR, f"The value is a parameter of {op.kind}.")
+    return _training(op, 0) or [(Carry(given[0]),)]
+
+
+def _training(op: Op, output: int) -> Refusal | None:
+    if op.kind != "Dropout":
+        return None
+    if output != 0:
+        return no(op, Reason.UNKNOWN_OP, "The mask of a Dropout is no affine value.")
+    test = op.attribute("is_test", 0) if op.opset < 7 else 1
+    mode = op.integers(2) if op.has(2) else (0,)
+    if test and mode is not None and not any(mode):
+        return None
+    return no(op, Reason.TRAINING_MODE, "The Dropout is (or may be) in training mode.")
+
+
+def relu_up(op: Op, output: int, a: Affine) -> Answer:
+    return _keeps(op, a) or [(Need(0, a),)]
+
+
+def relu_down(op: Op, given: Mapping[int, Affine]) -> Answer:
+    if set(given) != {0}:
+        return no(op, Reason.NONLINEAR, f"The value is the slope of {op.kind}.")
+    return _keeps(op, given[0]) or [(Carry(given[0]),)]
+
+
+def _keeps(op: Op, a: Affine) -> Refusal | None:
+    if not a.is_pure_scale:
+        # a negative scale would be in the way as well: the refusal that is nearest to a fold is told first
+        return no(op, Reason.NONLINEAR, f"{op.kind} lets a scale through, but no shift.")
+    return not_positive(op, a)
+
+
+_LEGACY = "axis broadcast consumed_inputs"
+LAWS = {
+    **{("", kind): Law(add_up, add_down, attributes(_LEGACY)) for kind in ("Add", "Sub", "Sum")},
+    **{("", kind): Law(mul_up, mul_down, attributes(_LEGACY)) for kind in ("Mul", "Div")},
+    ("", "Identity"): Law(identity_up, identity_down, frozenset()),
+    ("", "Dropout"): Law(identity_up, identity_down, attributes("ratio seed is_test consumed_inputs")),
+    ("", "Relu"): Law(relu_up, relu_down, attributes("consumed_inputs")),
+    ("", "LeakyRelu"): Law(relu_up, relu_down, attributes("alpha consumed_inputs")),
+    ("", "PRelu"): Law(relu_up, relu_down, attributes("consumed_inputs")),
+}

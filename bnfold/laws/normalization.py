@@ -1,0 +1,64 @@
+"""BatchNormalization as an absorber: it takes any affine map along its channel.
+
+    up      s*(gamma*x^ + beta) + t = (s*gamma)*x^ + (s*beta + t)                 x^ = (x - mean)/sqrt(var + eps)
+    down    gamma*((s*x + t) - mean)/d + beta = (gamma*s)*x^ + beta + gamma/d*(t - mean*(1 - s))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ..affine import Affine, affine
+from ..gauge import Answer, Need, Op, Reason, Refusal
+from .common import Law, attributes, no, stray
+
+
+def _inference(op: Op) -> Refusal | None:
+    training = op.attribute("training_mode", 0) if op.opset >= 14 else op.opset < 7 and not op.attribute("is_test", 0)
+    if training:
+        return no(op, Reason.TRAINING_MODE, "A BatchNormalization in training mode removes any affine map itself.")
+    if op.opset < 9 and not op.attribute("spatial", 1):
+        return no(op, Reason.UNKNOWN_OP, "A BatchNormalization with spatial=0 has a parameter for each activation.")
+    return None
+
+
+def _channels(op: Op) -> int | Refusal:
+    shape = op.shape(1)
+    if shape is None or len(shape) != 1 or not isinstance(shape[0], int):
+        return no(op, Reason.UNKNOWN_SHAPE, "The number of channels is not known.")
+    return shape[0]
+
+
+def up(op: Op, output: int, a: Affine) -> Answer:
+    count = _channels(op)
+    refused = _inference(op) or stray(op, a, (1,))
+    if refused or isinstance(count, Refusal):
+        return refused or count  # pyright: ignore[reportReturnType]  # one of the two is a Refusal
+    s, t = a.vector(1, count)
+    return [(Need(1, affine(s)), Need(2, affine(s, t)))]
+
+
+def down(op: Op, given: Mapping[int, Affine]) -> Answer:
+    if set(given) != {0}:
+        return no(op, Reason.NOT_CONSTANT, "The value is a parameter of this BatchNormalization.")
+    count = _channels(op)
+    refused = _inference(op) or stray(op, given[0], (1,))
+    if refused or isinstance(count, Refusal):
+        return refused or count  # pyright: ignore[reportReturnType]  # one of the two is a Refusal
+    gamma, mean, variance = op.constant(1), op.constant(3), op.constant(4)
+    if gamma is None or mean is None or variance is None or not op.is_constant(2):
+        return no(op, Reason.NOT_CONSTANT, "Its parameters are computed at run time.")
+    deviation = np.sqrt(variance + float(op.attribute("epsilon", 1e-5)))
+    if not (np.isfinite(deviation).all() and deviation.all()):
+        return no(op, Reason.BAD_STATISTICS, "Its statistics are unusable.")
+    s, t = given[0].vector(1, count)
+    return [(Need(1, affine(s)), Need(2, affine(1.0, gamma / deviation * (t - mean * (1.0 - s)))))]
+
+
+LAWS = {
+    ("", "BatchNormalization"): Law(
+        up, down, attributes("epsilon momentum training_mode spatial is_test consumed_inputs")
+    ),
+}

@@ -1,0 +1,44 @@
+"""The kernels by (domain, op_type): KERNELS, CONTROL for those with subgraphs, REFUSALS for what a kernel must not do.
+
+TYPED are the ops whose result's type is their own affair; the others compute half floats in float32.
+"""
+
+from collections.abc import Callable
+
+from bnfold.reference.kernels import (
+    constants,
+    control,
+    convolution,
+    elementwise,
+    layout,
+    linear,
+    normalization,
+    pooling,
+    recurrent,
+    reduction,
+    resampling,
+)
+from bnfold.reference.node import Kernel, Node
+
+_FAMILIES: tuple[dict[str, Kernel], ...] = (
+    constants.KERNELS,
+    convolution.KERNELS,
+    elementwise.KERNELS,
+    layout.KERNELS,
+    linear.KERNELS,
+    normalization.KERNELS,
+    pooling.KERNELS,
+    recurrent.KERNELS,
+    reduction.KERNELS,
+    resampling.KERNELS,
+)
+KERNELS: dict[tuple[str, str], Kernel] = {("", name): kernel for family in _FAMILIES for name, kernel in family.items()}
+CONTROL: dict[tuple[str, str], Kernel] = {("", name): kernel for name, kernel in control.CONTROL.items()}
+REFUSALS: dict[tuple[str, str], Callable[[Node], str | None]] = {
+    ("", "BatchNormalization"): normalization.refuse_training,
+    ("", "Dropout"): elementwise.refuse_training,
+    ("", "Scan"): control.refuse_batched_scan,
+}
+TYPED = constants.TYPED
+
+__all__ = ["CONTROL", "KERNELS", "REFUSALS", "TYPED"]

@@ -1,0 +1,244 @@
+"""The only module that changes a graph: it applies a plan, and writes the changed nodes and tensors back.
+
+A constant that every reader wants edited alike keeps its name; else each distinct demand gets a clone of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from .gauge import Plan
+from .graph import Graph, Node
+from .weights import Tensor, tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One tensor to write, and the edges that will read it. `name` is the constant it replaces, None: an absent operand."""
+
+    name: str | None
+    edited: Tensor
+    edges: tuple[tuple[Node, int], ...]
+    in_place: bool
+
+    def growth(self, graph: Graph) -> int:
+        """Bytes that the model gains."""
+        old = graph.constant(self.name) if self.name is not None and self.in_place else None
+        return self.edited.nbytes - (old.nbytes if old is not None else 0)
+
+
+def changes(graph: Graph, plan: Plan) -> list[Change]:
+    """The plan's edits, equal ones of the same constant joined."""
+    groups: dict[tuple[object, ...], list[tuple[Node, int]]] = {}
+    for edge, edited in plan.edits.items():
+        node, slot = edge
+        name = node.inputs[slot] if node.has(slot) else None
+        base = graph.constant(name) if name is not None else None
+        steps = edited.steps[len(base.steps) if base is not None else 0 :]
+        owner: object = name if name is not None else edge
+        groups.setdefault((owner, *(s.key() for s in steps)), []).append(edge)
+    out: list[Change] = []
+    for (owner, *_), edges in groups.items():
+        name = owner if isinstance(owner, str) else None
+        alone = name is not None and _only_readers(graph, name, edges)
+        out.append(Change(name, plan.edits[edges[0]], tuple(edges), alone))
+    return out
+
+
+def _only_readers(graph: Graph, name: str, edges: Sequence[tuple[Node, int]]) -> bool:
+    if name in graph.outputs or name in graph.captured:
+        return False
+    local = name in graph.tensors or graph.constant_node(name) is not None
+    return local and set(graph.readers(name)) == set(edges)
+
+
+def apply(graph: Graph, source: Node, slot: int, plan: Plan) -> set[Node]:
+    """Carry the plan out. Returns the nodes around which something changed."""
+    touched = {source, *plan.through, *plan.into}
+    orphans: list[str] = []
+    for change in changes(graph, plan):
+        orphans += _edit(graph, change)
+    for node, values in plan.attributes.items():
+        for name, value in values.items():
+            _set_attribute(node, name, value)
+    for node, shift in plan.added.items():
+        touched.add(_add_after(graph, node, shift))
+    for node, kept in plan.vanished.items():
+        orphans += [i for k, i in enumerate(node.inputs) if k != kept]
+        touched |= _bypass(graph, node, kept)
+    orphans += [i for k, i in enumerate(source.inputs) if k != slot]
+    if plan.upward:
+        touched |= _rename_up(graph, source, slot)
+    else:
+        touched |= _bypass(graph, source, slot)
+    _sweep(graph, orphans)
+    return touched
+
+
+def _edit(graph: Graph, change: Change) -> list[str]:
+    edited, orphans = change.edited, list[str]()
+    if change.in_place and change.name in graph.tensors:
+        name = change.name
+    else:
+        node, slot = change.edges[0]
+        name = graph.fresh(f"{change.name}_folded" if change.name else _bias_name(node, slot))
+        for reader, at in change.edges:
+            graph.set_input(reader, at, name)
+        if change.name:
+            orphans.append(change.name)
+    graph.tensors[name] = Tensor(
+        edited.name or name, edited.data_type, edited.shape, edited.proto, edited.directory, edited.steps
+    )
+    graph.edited[name] = change.name
+    graph.forget(name)
+    return orphans
+
+
+def _bias_name(node: Node, slot: int) -> str:
+    weight = node.inputs[1] if node.has(1) else node.at
+    if weight.endswith("weight"):
+        return weight[: -len("weight")] + "bias"
+    return f"{weight}_bias"
+
+
+def _set_attribute(node: Node, name: str, value: float | int) -> None:
+    kept = [a for a in node.proto.attribute if a.name != name]
+    fresh = onnx.helper.make_attribute(name, value)
+    del node.proto.attribute[:]
+    node.proto.attribute.extend([*kept, fresh])
+    node.reset()
+
+
+def _add_after(graph: Graph, node: Node, shift: np.ndarray) -> Node:
+    value = node.outputs[0]
+    data_type = graph.type_of(node)
+    inner = graph.fresh(f"{value}_unbiased")
+    name = graph.fresh(_bias_name(node, 1))
+    flat = shift.reshape(shift.shape[_leading_ones(shift) :])
+    base = onnx.TensorProto(name=name, data_type=onnx.TensorProto.DOUBLE, dims=flat.shape, raw_data=flat.tobytes())
+    graph.tensors[name] = tensor(base, None, name).retyped(data_type)
+    graph.edited[name] = None
+    graph.set_output(node, 0, inner)
+    proto = onnx.helper.make_node("Add", [inner, name], [value], name=graph.fresh(f"{node.at}_bias"))
+    return graph.insert(proto, node)
+
+
+def _leading_ones(shift: np.ndarray) -> int:
+    lead = 0
+    while lead < shift.ndim and shift.shape[lead] == 1:
+        lead += 1
+    return lead
+
+
+def _bypass(graph: Graph, node: Node, slot: int) -> set[Node]:
+    """The node goes; whoever read it reads its input."""
+    out, kept = node.outputs[0], node.inputs[slot]
+    readers = {reader for reader, _ in graph.readers(out)}
+    graph.remove(node)
+    graph.replace(out, kept)
+    made = graph.producer(kept)
+    return readers | ({made[0]} if made else set())
+
+
+def _rename_up(graph: Graph, node: Node, slot: int) -> set[Node]:
+    """The node goes; its input takes the name of its output, which people know."""
+    inner, outer = node.inputs[slot], node.outputs[0]
+    made = graph.producer(inner)
+    graph.remove(node)
+    if made is None:
+        graph.replace(outer, inner)
+        return {reader for reader, _ in graph.readers(inner)}
+    graph.shapes.rename(inner, outer)
+    graph.set_output(*made, outer)
+    graph.replace(inner, outer)
+    return {made[0], *(reader for reader, _ in graph.readers(outer))}
+
+
+def _sweep(graph: Graph, names: list[str]) -> None:
+    """Remove the constants among `names` that nobody reads any more, and what computed them."""
+    stack = list(dict.fromkeys(names))
+    while stack:
+        name = stack.pop()
+        if not name or graph.readers(name) or name in graph.outputs or name in graph.captured:
+            continue
+        if name in graph.tensors and name not in graph.overridable:
+            del graph.tensors[name]
+            graph.edited.pop(name, None)
+            graph.forget(name)
+            continue
+        node = graph.constant_node(name)
+        if node is not None and not any(graph.is_used(node, k) for k in range(len(node.outputs))):
+            stack.extend(node.inputs)
+            graph.remove(node)
+
+
+def finish(graph: Graph, *, inputs_too: bool) -> list[str]:
+    """Write the changes back into the protobuf. Returns the weights that left the graph's inputs.
+
+    inputs_too: the file's version (IR 3) demands that every initializer is an input.
+    """
+    proto = graph.proto
+    _write_nodes(graph)
+    had = {t.name for t in proto.initializer}
+    for t in proto.initializer:
+        if t.name in graph.edited:
+            t.CopyFrom(graph.tensors[t.name].to_proto(t.name))
+    gone = had - graph.tensors.keys()
+    if gone:
+        proto.initializer.sort(key=lambda t: t.name in gone)
+        del proto.initializer[len(proto.initializer) - len(gone) :]
+    new = [name for name in graph.tensors if name not in had]
+    proto.initializer.extend(graph.tensors[name].to_proto(name) for name in new)
+    left: list[str] = []
+    if inputs_too:
+        proto.input.extend(
+            onnx.helper.make_tensor_value_info(n, graph.tensors[n].data_type, graph.tensors[n].shape) for n in new
+        )
+        for info in proto.input:
+            if info.name in graph.edited and info.name in graph.tensors and info.name in had:
+                shape = onnx.helper.make_tensor_value_info("", 1, graph.tensors[info.name].shape).type.tensor_type.shape
+                info.type.tensor_type.shape.CopyFrom(shape)
+        drop = gone
+    else:
+        left = [i.name for i in proto.input if i.name in graph.edited and i.name in had]
+        drop = gone | set(left)
+    _drop(proto.input, {i.name for i in proto.input} & drop)
+    made = {out for node in graph.live() for out in node.outputs} | graph.tensors.keys() | graph.inputs
+    stale = {info.name for info in proto.value_info} - made
+    stale |= {info.name for info in proto.value_info if info.name in graph.edited}
+    _drop(proto.value_info, stale)
+    return left
+
+
+def _write_nodes(graph: Graph) -> None:
+    proto = graph.proto
+    order = {id(n): n.order for n in graph.nodes}
+    for node in graph.live():
+        if node.changed and node not in graph.inserted:
+            del node.proto.input[:]
+            node.proto.input.extend(node.inputs)
+            del node.proto.output[:]
+            node.proto.output.extend(node.outputs)
+    if not graph.removed and not graph.inserted:
+        return
+    kept = sorted((n for n in graph.live()), key=lambda n: order[id(n)])
+    protos = [onnx.NodeProto.FromString(n.proto.SerializeToString()) for n in kept] if graph.inserted else None
+    if protos is not None:
+        del proto.node[:]
+        proto.node.extend(protos)
+        return
+    dead = {id(n) for n in graph.removed}
+    flags = iter([id(n) in dead for n in graph.nodes])
+    proto.node.sort(key=lambda _: next(flags))
+    del proto.node[len(kept) :]
+
+
+def _drop(infos, names: set[str]) -> None:  # a repeated field of ValueInfoProto, for which protobuf has no public type
+    if names:
+        count = sum(1 for info in infos if info.name in names)
+        infos.sort(key=lambda info: info.name in names)
+        del infos[len(infos) - count :]

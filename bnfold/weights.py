@@ -1,0 +1,207 @@
+"""The tensor store: where a tensor's bytes are, read when asked for, rounded once, when they are written.
+
+A `Tensor` never changes. An edit derives another one that shares the bytes and adds a step `W -> scale*W + shift`
+in float64; `exact()` is the value before rounding, `rounded()` the one that a model file gets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from .affine import Affine, Array
+from .errors import MalformedModel
+
+_DTYPES: dict[int, np.dtype[Any]] = {
+    onnx.TensorProto.FLOAT: np.dtype("<f4"),
+    onnx.TensorProto.DOUBLE: np.dtype("<f8"),
+    onnx.TensorProto.FLOAT16: np.dtype("<f2"),
+    onnx.TensorProto.INT64: np.dtype("<i8"),
+    onnx.TensorProto.INT32: np.dtype("<i4"),
+}
+FLOATS = frozenset(
+    (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+)
+_LARGEST = {
+    onnx.TensorProto.FLOAT: float(np.finfo(np.float32).max),
+    onnx.TensorProto.DOUBLE: float(np.finfo(np.float64).max),
+    onnx.TensorProto.FLOAT16: 65504.0,
+    onnx.TensorProto.BFLOAT16: 3.3895313892515355e38,
+}
+_CACHED = 1 << 16  # tensors of up to this many elements keep their float64 value: BN parameters, biases
+
+
+@dataclass(slots=True, eq=False)
+class Tensor:
+    """A constant of the graph: its original bytes and the edits since. `data_type` is ONNX's TensorProto code."""
+
+    name: str
+    data_type: int
+    shape: tuple[int, ...]
+    proto: onnx.TensorProto | None = None  # None: zeros, an operand that the original did not have
+    directory: Path | None = None  # of the model file, where external data lies
+    steps: tuple[Affine, ...] = ()
+    _exact: Array | None = field(default=None, repr=False)
+
+    @property
+    def is_float(self) -> bool:
+        return self.data_type in FLOATS
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * itemsize(self.data_type)
+
+    def array(self) -> NDArray[Any]:
+        """The original array in its stored type, of the original's shape; read anew at each call."""
+        if self.proto is None:
+            return np.zeros(self.shape, np.float64)
+        return read(self.proto, self.directory)
+
+    def exact(self) -> Array:
+        """The float64 value with every edit applied and nothing rounded. Do not write into it."""
+        if self._exact is not None:
+            return self._exact
+        value = self.array().astype(np.float64)
+        for step in self.steps:
+            value = value * step.scale
+            if step.shift.any():
+                value = value + step.shift
+        value = np.broadcast_to(value, self.shape)
+        if self.size <= _CACHED:
+            self._exact = value
+        return value
+
+    def after(self, step: Affine, shape: tuple[int, ...] | None = None) -> Tensor:
+        """This tensor with one more edit; its shape is the broadcast one unless `shape` is given."""
+        if shape is None:
+            shape = np.broadcast_shapes(self.shape, step.scale.shape, step.shift.shape)
+        return Tensor(self.name, self.data_type, shape, self.proto, self.directory, (*self.steps, step))
+
+    def retyped(self, data_type: int) -> Tensor:
+        """The same value, to be stored as another floating type."""
+        return Tensor(self.name, data_type, self.shape, self.proto, self.directory, self.steps)
+
+    def to_proto(self, name: str) -> onnx.TensorProto:
+        """The edited tensor, rounded once to its stored type."""
+        proto = onnx.TensorProto(name=name, data_type=self.data_type, dims=self.shape)
+        proto.raw_data = rounded(self.exact(), self.data_type).tobytes()
+        if self.proto is not None and self.proto.doc_string:
+            proto.doc_string = self.proto.doc_string
+        return proto
+
+    def misfit(self) -> str | None:
+        """Why the edited value does not fit its stored type (overflow, a non-zero value lost to underflow), or None."""
+        scales = [float(np.abs(s.scale[s.scale != 0]).min(initial=1.0)) for s in self.steps]
+        if self.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE) and self._fits(min(scales, default=1.0)):
+            return None
+        exact = self.exact()
+        stored = rounded(exact, self.data_type)
+        as_float = exact if self.data_type == onnx.TensorProto.BFLOAT16 else stored.astype(np.float64)
+        over = ~np.isfinite(as_float) | (np.abs(exact) > _LARGEST[self.data_type])
+        lost = (exact != 0) & (np.abs(exact) <= _half_of_smallest(self.data_type))
+        for bad, what in ((over, "overflow to infinity"), (lost, "become 0")):
+            if bad.any():
+                where = np.unravel_index(int(np.argmax(bad)), bad.shape)
+                index = ", ".join(map(str, where))
+                return f"{self.name}[{index}] = {exact[where]:.6g} would {what} in {type_name(self.data_type)}"
+        return None
+
+    def _fits(self, least: float) -> bool:
+        # a bound instead of a look at each element: float32 is wide, and only tiny or huge scales can leave it
+        if least < 2.0**-20:
+            return False
+        base = self.array()
+        top = float(np.max(np.abs([base.max(initial=0), base.min(initial=0)]))) if base.size else 0.0
+        for step in self.steps:
+            top = top * float(np.abs(step.scale).max()) + float(np.abs(step.shift).max())
+        return top < _LARGEST[self.data_type] / 2
+
+
+def zeros(name: str, shape: Sequence[int], data_type: int) -> Tensor:
+    """An operand that the model does not have and that counts as 0: a bias."""
+    return Tensor(name, data_type, tuple(shape))
+
+
+def tensor(proto: onnx.TensorProto, directory: Path | None, name: str | None = None) -> Tensor:
+    """The store's entry for `proto`; nothing is read yet."""
+    return Tensor(proto.name if name is None else name, proto.data_type, tuple(proto.dims), proto, directory)
+
+
+def read(proto: onnx.TensorProto, directory: Path | None) -> NDArray[Any]:
+    """The array of a TensorProto, from its own bytes or from the external file in `directory`."""
+    dtype = _DTYPES.get(proto.data_type)
+    try:
+        if proto.data_location == onnx.TensorProto.EXTERNAL:
+            from .files import read_external
+
+            raw = read_external(proto, directory)
+            if dtype is None:
+                inline = onnx.TensorProto(name=proto.name, data_type=proto.data_type, dims=proto.dims, raw_data=raw)
+                return onnx.numpy_helper.to_array(inline)
+            return np.frombuffer(raw, dtype).reshape(tuple(proto.dims))
+        if dtype is not None and proto.HasField("raw_data"):
+            return np.frombuffer(proto.raw_data, dtype).reshape(tuple(proto.dims))
+        return onnx.numpy_helper.to_array(proto)
+    except (ValueError, TypeError) as error:
+        raise MalformedModel(f"Tensor '{proto.name}' cannot be read: {error}.") from error
+
+
+def rounded(exact: Array, data_type: int) -> NDArray[Any]:
+    """float64 to the stored type in one rounding, to nearest even; bfloat16 as its uint16 bit pattern."""
+    if data_type == onnx.TensorProto.BFLOAT16:
+        return _bfloat16(exact)
+    with np.errstate(over="ignore", under="ignore"):
+        return np.ascontiguousarray(exact).astype(_DTYPES[data_type]).reshape(exact.shape)
+
+
+def _bfloat16(exact: Array) -> NDArray[np.uint16]:
+    # Through float32 to nearest would round twice. Round to odd first: the last bit of the float32 says "inexact",
+    # and with 16 bits to spare the second rounding is then the right one (Boldo and Melquiond, 2008).
+    with np.errstate(over="ignore", under="ignore"):
+        single = np.ascontiguousarray(exact).astype(np.float32)
+        back = single.astype(np.float64)
+        inexact = (back != exact) & np.isfinite(back)
+        away = inexact & (np.abs(back) > np.abs(exact))
+    bits = single.view(np.uint32).reshape(exact.shape).copy()
+    bits = np.where(away, bits - 1, bits) | inexact.astype(np.uint32)  # toward zero, then odd
+    finite = np.isfinite(exact)
+    nearest = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    return np.where(finite, nearest, bits >> np.uint32(16)).astype("<u2")
+
+
+def _half_of_smallest(data_type: int) -> float:
+    # half of the smallest subnormal: what rounds to 0 (a tie goes to even, which is 0)
+    return {
+        onnx.TensorProto.FLOAT: 2.0**-150,
+        onnx.TensorProto.DOUBLE: 0.0,
+        onnx.TensorProto.FLOAT16: 2.0**-25,
+        onnx.TensorProto.BFLOAT16: 2.0**-134,
+    }[data_type]
+
+
+def itemsize(data_type: int) -> int:
+    return onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize
+
+
+def type_name(data_type: int) -> str:
+    return onnx.TensorProto.DataType.Name(data_type).lower()
+
+
+def unit_roundoff(data_type: int) -> float:
+    """u, half the distance from 1 to the next number of the type."""
+    return {
+        onnx.TensorProto.FLOAT: 2.0**-24,
+        onnx.TensorProto.DOUBLE: 2.0**-53,
+        onnx.TensorProto.FLOAT16: 2.0**-11,
+        onnx.TensorProto.BFLOAT16: 2.0**-8,
+    }[data_type]

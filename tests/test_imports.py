@@ -1,0 +1,103 @@
+"""What importing bnfold costs: nothing heavy before it is needed, and no extra that was not asked for."""
+
+import importlib
+import inspect
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+import bnfold
+
+HEAVY = ("torch", "onnxruntime", "onnx.reference")
+PACKAGE = Path(bnfold.__file__).parent
+MODULES = sorted(
+    ".".join(("bnfold", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+    for path in PACKAGE.rglob("*.py")
+    if path.name != "__main__.py"  # `python -m bnfold` below is its test
+)
+# The parts of the package that are of use only together with an extra, and what that extra brings.
+EXTRAS = {
+    "bnfold.lab": ("matplotlib", "sklearn"),
+    "bnfold.pytorch": ("torch",),
+    "bnfold.train": ("torch", "sklearn"),
+}
+
+
+def needs(module: str) -> tuple[str, ...]:
+    return next((libraries for part, libraries in EXTRAS.items() if f"{module}.".startswith(f"{part}.")), ())
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    run = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=240)
+    assert run.returncode == 0, run.stderr
+    return run
+
+
+def heavy_imports(*arguments: str) -> list[str]:
+    """The modules of HEAVY that `python ARGUMENTS` imports, as the interpreter itself reports them."""
+    lines = python("-X", "importtime", *arguments).stderr.splitlines()
+    imported = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
+    return [module for module in HEAVY if module in imported]
+
+
+def test_a_heavy_import_would_be_seen():
+    assert heavy_imports("-c", "import onnx.reference") == ["onnx.reference"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("-c", "import bnfold"), ("-m", "bnfold", "--help"), ("-m", "bnfold", "--version")],
+    ids=["import", "help", "version"],
+)
+def test_nothing_heavy_is_imported_before_it_is_needed(arguments: tuple[str, ...]):
+    assert heavy_imports(*arguments) == []
+
+
+def test_version_is_the_package_version():
+    assert bnfold.__version__ in python("-m", "bnfold", "--version").stdout.split()[-1]
+
+
+def test_the_command_is_installed():
+    (command,) = entry_points(group="console_scripts", name="bnfold")
+    assert callable(command.load())
+
+
+def test_the_core_needs_no_extra():
+    core = [module for module in MODULES if not needs(module)]
+    absent = ["torch", "onnxruntime", "onnxscript", "sklearn", "matplotlib"]
+    python(
+        "-c",
+        "import importlib, sys\n"
+        f"sys.modules.update(dict.fromkeys({absent}))\n"  # None: importing it raises ModuleNotFoundError
+        f"for module in {core}: importlib.import_module(module)",
+    )
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_imports(module: str):
+    for library in needs(module):
+        pytest.importorskip(library)
+    importlib.import_module(module)
+
+
+@pytest.mark.parametrize("name", [name for name in bnfold.__all__ if name != "__version__"])
+def test_every_public_name_has_a_docstring(name: str):
+    public = getattr(bnfold, name)
+    written = inspect.cleandoc(vars(public).get("__doc__") or "") if inspect.isclass(public) else inspect.getdoc(public)
+    assert written
+    assert not written.startswith(f"{name}("), "a dataclass made this docstring from its fields"
+
+
+@pytest.mark.parametrize("name", ["check", "fold"])
+def test_a_module_does_not_hide_the_function_of_its_name(name: str):
+    python("-c", f"import bnfold.{name}; assert callable(bnfold.{name})")
+    python("-c", f"import bnfold; bnfold.{name}; import bnfold.{name}; assert callable(bnfold.{name})")
+
+
+def test_all_is_complete_and_resolves():
+    assert dir(bnfold) == sorted(bnfold.__all__)
+    with pytest.raises(AttributeError, match="unfold"):
+        bnfold.unfold  # noqa: B018 - reading the attribute is the test
