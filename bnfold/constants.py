@@ -62,9 +62,16 @@ def _evaluate(graph: Graph, value: str) -> NDArray[Any] | None:
             found = graph.constant(name)
             known[name] = None if found is None else found.array()
             continue
-        missing = [i for i in node.inputs if i and i not in known]
+        if node.op_type == "Shape" and not graph.is_constant(node.inputs[0]):
+            found = graph.shapes.elements(name)
+            known[name] = None if found is None else np.asarray(found, np.int64)
+            continue
+        missing = [i for i in node.inputs[: 1 if node.op_type == "CastLike" else None] if i and i not in known]
         if missing:
             stack.extend(missing)
+            continue
+        if node.op_type == "CastLike":
+            known[name] = _cast_like(graph, node, known[node.inputs[0]])
             continue
         given = [known[i] if i else None for i in node.inputs]
         if any(i and known[i] is None for i in node.inputs) or _too_large(node, given):
@@ -72,6 +79,16 @@ def _evaluate(graph: Graph, value: str) -> NDArray[Any] | None:
         for out, array in zip(node.outputs, evaluate_node(node.proto, given, graph.opsets), strict=False):
             known[out] = array
     return known[value]
+
+
+def _cast_like(graph: Graph, node: Node, array: NDArray[Any] | None) -> NDArray[Any] | None:
+    from .reference import evaluate_node
+
+    to = graph.shapes.elem_type(node.inputs[1])
+    if array is None or not to:
+        return None
+    cast = onnx.helper.make_node("Cast", ["x"], ["y"], to=to)
+    return evaluate_node(cast, [array], graph.opsets)[0]
 
 
 def _too_large(node: Node, given: list[NDArray[Any] | None]) -> bool:

@@ -58,7 +58,11 @@ def fold(
     limit = max(_FREE_GROWTH, source.total_size // 10) if max_growth is None else max_growth
     overridable, frozen = overridable_inputs(source.model, freeze_inputs=freeze_inputs, keep_inputs=keep_inputs)
     opsets = {"" if i.domain == "ai.onnx" else i.domain: i.version for i in source.model.opset_import}
-    main = Graph(source.model.graph, opsets, source.directory, overridable=overridable)
+    original = onnx.ModelProto()
+    original.CopyFrom(source.model)
+    main = Graph(
+        source.model.graph, opsets, source.directory, stored=original.graph, overridable=overridable
+    )
     folder = _Folder(tuple(skip), tuple(only), limit)
     graphs = list(_nested(main))
     before = sum(g.size() for g in graphs)
@@ -67,10 +71,7 @@ def fold(
     records = {graph: folder.fold(graph) for graph in graphs}
     changed = any(graph.edited or graph.removed for graph in graphs)
     left: list[str] = []
-    original = source.model
     if changed:
-        original = onnx.ModelProto()
-        original.CopyFrom(source.model)
         for graph in graphs:
             left += rewrite.finish(graph, inputs_too=graph is main and source.model.ir_version < 4)
     notes = [*source.notes, *folder.notes]
@@ -130,7 +131,7 @@ class Record:
     """One source that was folded: the map as it was applied, for the certificate."""
 
     node: Node
-    inputs: tuple[str, ...]
+    parameters: tuple[Tensor | None, ...]  # of its inputs, as they were then; None: a computed value
     scale: Array
     shift: Array
     plan: Plan
@@ -280,11 +281,11 @@ class _Folder:
             run.refusals[node] = [Refusal(Reason.GROWTH, node.at, text, (), plan.direction), *refusals]
             return False, visited | {node}
         self.growth += max(0, growth)
-        inputs = tuple(node.inputs)
+        parameters = tuple(graph.constant(i) if i else None for i in node.inputs)
         touched = rewrite.apply(graph, node, source.slot, plan)
         run.plans[node] = plan
         run.refusals.pop(node, None)
-        records.append(Record(node, inputs, source.affine.scale, source.affine.shift, plan))
+        records.append(Record(node, parameters, source.affine.scale, source.affine.shift, plan))
         return True, touched
 
     def _plan(self, graph: Graph, source: sources.Source) -> tuple[Plan | None, list[Refusal], set[Node]]:

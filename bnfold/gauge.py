@@ -433,7 +433,7 @@ class Search:
         others = [
             edge
             for edge in self._graph.readers(value)
-            if edge not in overlay.accepted and not self._graph.is_neutral(edge[0])
+            if edge not in overlay.accepted and not self._graph.is_neutral(*edge)
         ]
         if not others:
             return None
@@ -560,7 +560,7 @@ class Search:
             return refused
         overlay.carried[value] = carry.affine
         for reader, slot in self._graph.readers(value):
-            if not self._graph.is_neutral(reader):
+            if not self._graph.is_neutral(reader, slot):
                 refused = self._give(overlay, reader, slot, carry.affine, path)
                 if refused is not None:
                     return refused

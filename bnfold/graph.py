@@ -91,17 +91,20 @@ class Graph:
         opsets: Mapping[str, int],
         directory: Path | None = None,
         *,
+        stored: onnx.GraphProto | None = None,
         parent: Graph | None = None,
         names: set[str] | None = None,
         overridable: frozenset[str] = frozenset(),
     ) -> None:
+        """stored: an untouched copy of `proto`, where the original bytes of the weights stay readable."""
         self.proto = proto
+        self.stored = proto if stored is None else stored
         self.opsets = opsets
         self.directory = directory
         self.parent = parent
         self.overridable = overridable
         self.names: set[str] = set() if names is None else names
-        self.tensors: dict[str, Tensor] = {t.name: tensor(t, directory) for t in proto.initializer}
+        self.tensors: dict[str, Tensor] = {t.name: tensor(t, directory) for t in self.stored.initializer}
         self.sparse: frozenset[str] = frozenset(t.values.name for t in proto.sparse_initializer)
         self.inputs: set[str] = {i.name for i in proto.input} - (self.tensors.keys() - overridable)
         self.outputs: set[str] = {o.name for o in proto.output}
@@ -115,8 +118,9 @@ class Graph:
         self._constant: dict[str, Node] = {}
         self._quantized: set[str] = set()
         self._known: dict[str, Tensor | None] = {}
-        self._index()
         self.shapes = Shapes(self)
+        self._index()
+        self._measured_shapes()
 
     def _index(self) -> None:
         self.names.update(self.tensors, self.inputs, self.outputs)
@@ -136,11 +140,34 @@ class Graph:
             given = [i for i in node.inputs if i]
             if node.op_type == "Constant" and node.domain == "":
                 self._constant[node.outputs[0]] = node
-            elif given and node.domain == "" and all(self._computable(i) for i in given):
-                for out in node.outputs:
-                    self._constant[out] = node
-                if node.op_type in _QUANTIZED or any(i in self._quantized for i in given):
-                    self._quantized.update(node.outputs)
+            elif given and node.domain == "" and self._is_expression(node, given):
+                self._mark(node)
+
+    def _is_expression(self, node: Node, given: list[str]) -> bool:
+        # CastLike takes but the type from its second input
+        return all(self._computable(i) for i in (given[:1] if node.op_type == "CastLike" else given))
+
+    def _mark(self, node: Node) -> None:
+        for out in node.outputs:
+            self._constant[out] = node
+        if node.op_type in _QUANTIZED or any(i in self._quantized for i in node.inputs):
+            self._quantized.update(node.outputs)
+
+    def _measured_shapes(self) -> None:
+        """A Shape whose sizes are all static is a constant, and so is what is computed from it."""
+        measured = False
+        for node in self.nodes:
+            if not node.outputs or node.outputs[0] in self._constant or node.domain:
+                continue
+            if node.op_type == "Shape":
+                found = self.shapes.elements(node.outputs[0])
+                if found is not None and all(isinstance(d, int) for d in found):
+                    measured = True
+                    self._mark(node)
+            elif measured and node.op_type not in _RANDOM and not any(True for _ in node.subgraphs()):
+                given = [i for i in node.inputs if i]
+                if given and self._is_expression(node, given):
+                    self._mark(node)
 
     def _computable(self, name: str) -> bool:
         if name in self._constant:
@@ -176,9 +203,9 @@ class Graph:
         name = node.outputs[output]
         return bool(self._readers.get(name)) or name in self.outputs or name in self.captured
 
-    def is_neutral(self, node: Node) -> bool:
-        """The node reads no element of its input: it does not see the gauge."""
-        return node.domain == "" and node.op_type in _NEUTRAL
+    def is_neutral(self, node: Node, slot: int) -> bool:
+        """The node reads no element of this input: it does not see the gauge."""
+        return node.domain == "" and (node.op_type in _NEUTRAL or (node.op_type == "CastLike" and slot == 1))
 
     def is_constant(self, value: str) -> bool:
         """Computable from constants alone; its nodes cost nothing at run time."""
@@ -315,9 +342,9 @@ class Graph:
     def children(self) -> list[Graph]:
         """The bodies of If, Loop and Scan in this graph, each a graph of its own that sees this one's constants."""
         return [
-            Graph(body, self.opsets, self.directory, parent=self, names=self.names)
-            for node in self.nodes
-            for body in node.subgraphs()
+            Graph(body, self.opsets, self.directory, stored=stored, parent=self, names=self.names)
+            for node, original in zip(self.nodes, self.stored.node, strict=True)
+            for body, stored in zip(node.subgraphs(), Node(original, 0.0).subgraphs(), strict=True)
         ]
 
 

@@ -149,7 +149,9 @@ class Shapes:
                 return broadcast(shapes, name)
             case "Conv" | "ConvTranspose":
                 weight = shapes[1] if len(shapes) > 1 else None
-                rank = len(weight) if weight is not None else (len(first) if first is not None else None)
+                kernel = node.attribute("kernel_shape", None)
+                known = weight if weight is not None else first
+                rank = len(known) if known is not None else (len(kernel) + 2 if kernel else None)
                 if rank is None:
                     return None
                 batch: Dim = first[0] if first is not None and len(first) == rank else f"?{name}.0"
@@ -194,6 +196,13 @@ class Shapes:
                     return None
                 axis = node.attribute("axis", 0) % max(len(first), 1)
                 return (*first[:axis], *shapes[1], *first[axis + 1 :])
+            case "Shape":
+                return None if first is None else (len(first[node.attribute("start", 0) : node.attribute("end", None)]),)
+            case "Expand" | "ConstantOfShape":
+                target = self.elements(node.inputs[-1])
+                if target is None or node.op_type == "ConstantOfShape":
+                    return None if target is None else tuple(target)
+                return broadcast([first, tuple(target)], name)
             case "Resize" | "Upsample" | "Pad" | "Slice" | "DepthToSpace" | "SpaceToDepth" | "Split":
                 return None if first is None else tuple(f"?{name}.{i}" for i in range(len(first)))
             case _:

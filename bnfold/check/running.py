@@ -139,7 +139,7 @@ def samples_for(
     ranges = integer_ranges(model.model, wanted)
     sizes, batch = _working_sizes(model, wanted, ranges, provider, seed, shapes)
     cost = estimate(model.model, shapes_for(wanted, sizes))
-    count = samples or _count(cost, bool(wanted))
+    count = samples or _count(cost, model.model)
     rows = sizes[batch] if batch else 1
     made: list[Sample] = []
     for index in range(count):
@@ -149,13 +149,20 @@ def samples_for(
     return Plan(tuple(made), cost)
 
 
-def _count(cost: Cost, has_inputs: bool) -> int:
-    if not has_inputs:
+def _count(cost: Cost, model: onnx.ModelProto) -> int:
+    if not _inputs(model):
         return 1
     fits = int(BUDGET / (EVALUATIONS * max(cost.seconds, 1e-9)))
     if fits < _FEW and _FEW * EVALUATIONS * cost.seconds < _PATIENCE:
         return _FEW
-    return min(max(fits, 1), len(KINDS))
+    least = 2 if all(_is_one_number(value) for value in model.graph.output) else 1
+    return min(max(fits, least), len(KINDS))
+
+
+def _is_one_number(value: onnx.ValueInfoProto) -> bool:
+    """Such an output shows something only beside another sample's."""
+    dims = value.type.tensor_type.shape.dim
+    return all(dim.dim_value == 1 or (axis == 0 and not dim.dim_value) for axis, dim in enumerate(dims))
 
 
 def _working_sizes(

@@ -35,7 +35,7 @@ def test_argmax_flips_at_a_tie() -> None:
     tied[:, 3] = 10 * np.abs(W[:, 3])
     tied[:, 2] = tied[:, 3]
     nudged = tied.copy()
-    nudged[:, 2] = np.nextafter(tied[:, 2], np.float32(np.inf))
+    nudged[:, 3] = np.nextafter(tied[:, 3], np.float32(np.inf))
     feeds = [{"x": np.abs(RNG.normal(size=(40, 5))).astype(np.float32)} for _ in range(2)]
     feeds[1]["x"][:20] *= -1
     result = check(classifier(ARGMAX, w=tied, out=LABELS), classifier(ARGMAX, w=nudged, out=LABELS), inputs=feeds)

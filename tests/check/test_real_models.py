@@ -18,7 +18,7 @@ def only(folder: Path) -> Path:
 @pytest.mark.parametrize("name", RUNS)
 def test_equivalent_to_itself(real_models: Path, name: str) -> None:
     path = only(real_models / name)
-    result = check(path, path, samples=None if name in ("ultraface-rfb320", "nids-mlp") else 1)
+    result = check(path, path, samples=None if name in ("ultraface-rfb320", "nids-mlp") else 2)
     assert result.verdict is Verdict.EQUIVALENT, str(result)
     assert result.figures["judge"] == "float64"
     assert result.counted >= 1

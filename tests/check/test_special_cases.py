@@ -10,6 +10,12 @@ import pytest
 from onnx import TensorProto, helper
 
 from bnfold.check import CheckResult, Verdict, check
+from bnfold.check.cost import estimate, require_memory
+from bnfold.check.gate3 import judge_pair
+from bnfold.check.judge import Judge
+from bnfold.check.providers import Provider, clean_sentence
+from bnfold.check.running import load_original, opened, run_pair, samples_for
+from bnfold.check.verdict import Settled
 from bnfold.errors import UnreadableModel
 
 from .nets import conv_net, model, value
@@ -152,9 +158,6 @@ def test_needs_more_memory_than_there_is() -> None:
         [helper.make_node("Identity", ["x"], ["y"])], {"w": W}, [value("x", "N", 5)], [value("y", "N", 5)]
     )
     vast = model([expand, reduce], {"wide": np.array([2**20, 2**24], np.int64)}, [value("x", 1, 1)], [value("y", 1, 1)])
-    from bnfold.check.cost import estimate, require_memory
-    from bnfold.check.verdict import Settled
-
     cost = estimate(vast, {"x": (1, 1)})
     assert cost.memory >= 8 * 2**44
     with pytest.raises(Settled, match=r"needs \d+\.\d GiB") as end:
@@ -189,8 +192,8 @@ def test_no_judge_for_an_op() -> None:
     expect(check(gelu(W), gelu(W * np.float32(1 + 6e-5))), Verdict.INCONCLUSIVE, "may be rounding or not")
 
 
-def test_judge_and_provider_disagree() -> None:
-    """On a weight below float32's normal range both are right by their own lights, and 0.5 and 0 are not the same."""
+def test_underflow_is_no_disagreement() -> None:
+    """x·10⁻³⁸·10⁻³⁸/10⁻³⁸/10⁻³⁸ is x in float64 and 0 in float32, on the provider and under the judge: they agree."""
     tiny = np.float32(1e-38)
     nodes = [
         helper.make_node("Mul", ["x", "tiny"], ["a"]),
@@ -199,9 +202,22 @@ def test_judge_and_provider_disagree() -> None:
         helper.make_node("Div", ["c", "tiny"], ["y"]),
     ]
     original = model(nodes, {"tiny": tiny}, [value("x", 2, 5)], [value("y", 2, 5)])
-    result = check(original, original)
-    # In float32 the judge underflows exactly as the provider does: they agree, and the fold is no worse.
-    expect(result, Verdict.EQUIVALENT)
+    expect(check(original, original), Verdict.EQUIVALENT)
+
+
+def test_judge_and_provider_disagree() -> None:
+    """The provider runs another model than the judge: whatever the candidate is, that is never a pass."""
+    net = conv_net(0)
+    other = net.folded("epsilon taken as 0")[0]
+    with Provider(threads=1) as provider:
+        file = opened(other)
+        load_original(provider, file)
+        plan = samples_for(file, provider, samples=2, seed=0, inputs=None, shapes=None)
+        provided = run_pair(provider, plan.samples, opened(other))
+    judge = Judge(opened(net.model()), opened(net.folded()[0]), net.folded()[1], plan.samples)
+    judgement = judge_pair(judge, provided, samples=2, draws=3, seed=0, u=2.0**-24, c=2.0, jumps={})
+    assert judgement.verdict is Verdict.INCONCLUSIVE
+    assert "judge and provider disagree" in judgement.sentence
 
 
 def test_without_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,6 +237,15 @@ def test_neither_provider_nor_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     original = matmul(helper.make_node("NoSuchOp", ["h"], ["y"], domain="nowhere"))
     original.opset_import.append(helper.make_opsetid("nowhere", 1))
     expect(check(original, original), Verdict.INCONCLUSIVE, "no judge could", "NoSuchOp")
+
+
+def test_runtime_sentences_are_cleaned() -> None:
+    text = (
+        "[ONNXRuntimeError] : 1 : FAIL : Load model from /tmp/a/m.onnx failed:\n"
+        "/onnxruntime_src/onnxruntime/core/graph/model.cc:181 bad opset"
+    )
+    assert clean_sentence(text, "/tmp/a/m.onnx") == "Load model from m.onnx failed: bad opset"
+    assert len(clean_sentence("word " * 500)) <= 300
 
 
 def test_unreadable_model_is_an_error_and_no_verdict(tmp_path: Path) -> None:
