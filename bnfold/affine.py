@@ -1,8 +1,8 @@
 """The affine map of a value: y = scale*x + shift, with coefficients that have the value's own layout.
 
-    then:     (s1, t1) then (s2, t2)  =  (s2*s1, s2*t1 + t2)
-    inverse:  (1/s, -t/s)
-    layouts:  Transpose, Reshape, Concat ... act on the coefficients as they act on the value
+then:     (s1, t1) then (s2, t2)  =  (s2*s1, s2*t1 + t2)
+inverse:  (1/s, -t/s)
+layouts:  Transpose, Reshape, Concat ... act on the coefficients as they act on the value
 """
 
 from __future__ import annotations
@@ -140,10 +140,8 @@ def concatenated(parts: Sequence[Affine], sizes: Sequence[int], axis: int, rank:
 
     def join(arrays: Sequence[Array]) -> Array:
         full = [a if a.ndim else a.reshape((1,) * rank) for a in arrays]
-        common = reduce(np.broadcast_shapes, (a.shape[:axis] + (1,) + a.shape[axis + 1 :] for a in full), (1,) * rank)
-        wide = [
-            np.broadcast_to(a, (*common[:axis], n, *common[axis + 1 :])) for a, n in zip(full, sizes, strict=True)
-        ]
+        common = reduce(np.broadcast_shapes, ((*a.shape[:axis], 1, *a.shape[axis + 1 :]) for a in full), (1,) * rank)
+        wide = [np.broadcast_to(a, (*common[:axis], n, *common[axis + 1 :])) for a, n in zip(full, sizes, strict=True)]
         return np.concatenate(wide, axis)
 
     return affine(join([p.scale for p in parts]), join([p.shift for p in parts]))

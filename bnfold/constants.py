@@ -94,7 +94,7 @@ def _cast_like(graph: Graph, node: Node, array: NDArray[Any] | None) -> NDArray[
 def _too_large(node: Node, given: list[NDArray[Any] | None]) -> bool:
     if node.op_type in ("ConstantOfShape", "Expand", "Tile") and given[-1] is not None:
         if node.op_type == "ConstantOfShape":
-            return float(np.prod(given[0], dtype=np.float64)) * 8 > _LARGEST
+            return float(np.prod(np.asarray(given[0], np.float64))) * 8 > _LARGEST
         base = 1.0 if given[0] is None else float(given[0].size)
         return base * float(np.prod(np.abs(given[-1]), dtype=np.float64)) * 8 > _LARGEST
     return sum(g.nbytes for g in given if g is not None) > _LARGEST

@@ -60,9 +60,7 @@ def fold(
     opsets = {"" if i.domain == "ai.onnx" else i.domain: i.version for i in source.model.opset_import}
     original = onnx.ModelProto()
     original.CopyFrom(source.model)
-    main = Graph(
-        source.model.graph, opsets, source.directory, stored=original.graph, overridable=overridable
-    )
+    main = Graph(source.model.graph, opsets, source.directory, stored=original.graph, overridable=overridable)
     folder = _Folder(tuple(skip), tuple(only), limit)
     graphs = list(_nested(main))
     before = sum(g.size() for g in graphs)
@@ -93,7 +91,14 @@ def fold(
         notes=tuple(notes),
     )
     report = _counted(report)
-    return FoldResult(report, source.model, ModelFile(original, source.path, source.directory, source.size), changed, main, records[main])
+    return FoldResult(
+        report,
+        source.model,
+        ModelFile(original, source.path, source.directory, source.size),
+        changed,
+        main,
+        records[main],
+    )
 
 
 def _counted(report: FoldReport) -> FoldReport:
@@ -143,9 +148,9 @@ class Run:
 
     graph: Graph
     nodes: list[Node]
-    plans: dict[Node, Plan] = field(default_factory=dict)
-    refusals: dict[Node, Sequence[Refusal]] = field(default_factory=dict)
-    varies: dict[Node, tuple[bool, bool]] = field(default_factory=dict)
+    plans: dict[Node, Plan] = field(default_factory=dict["Node", Plan])
+    refusals: dict[Node, Sequence[Refusal]] = field(default_factory=dict["Node", Sequence[Refusal]])
+    varies: dict[Node, tuple[bool, bool]] = field(default_factory=dict["Node", tuple[bool, bool]])
 
     def folded(self) -> Folded | None:
         gone = [n for n in self.nodes if n in self.plans]
@@ -236,7 +241,8 @@ class _Folder:
     def fold(self, graph: Graph) -> list[Record]:
         mine = [n for n, run in self._runs.items() if run.graph is graph]
         waiting = deque(
-            [n for n in mine if n.op_type != "BatchNormalization"] + [n for n in mine if n.op_type == "BatchNormalization"]
+            [n for n in mine if n.op_type != "BatchNormalization"]
+            + [n for n in mine if n.op_type == "BatchNormalization"]
         )
         queued = set(waiting)
         looked: dict[Node, set[Node]] = {}  # node -> the refused sources whose search had asked it

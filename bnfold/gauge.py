@@ -6,7 +6,7 @@ on captured values and on loop state. Take y = a(x), a BatchNormalization. If th
 the node is gone; so there are two ways to remove it:
 
     up      store a(x) at x. Whoever makes x is edited to make a(x): a Conv takes `scale` into the rows of its weight
-            and `shift` into its bias. Everybody who reads x sees it; a reader that did not ask is edited by the inverse.
+            and `shift` into its bias. Everybody who reads x sees it; who did not ask is edited by the inverse.
     down    keep x stored. Every reader of y is edited to compute reader(a(x)): a Conv takes `scale` into the columns
             of its weight and the response to `shift` into its bias.
 
@@ -76,7 +76,7 @@ _HINTS = {
     "normalized.",
     Reason.NEGATIVE_SCALE: "Keep gamma positive in training (or swap the order of the activation and the layer).",
     Reason.ZERO_SCALE: "Prune the channels whose gamma is zero, or keep gamma away from zero in training.",
-    Reason.WRONG_AXIS: "The coefficients vary along an axis that this op mixes; normalize the channel axis of the layer.",
+    Reason.WRONG_AXIS: "The coefficients vary along an axis that this op mixes; normalize the layer's channel axis.",
     Reason.NOT_CONSTANT: "Export the weights and statistics as constants.",
     Reason.OVERRIDABLE: "Use --freeze-inputs if nobody feeds this weight, or export it without the graph input.",
     Reason.TRAINING_MODE: "Call model.eval() before the export, so that the population statistics are used.",
@@ -239,18 +239,20 @@ def _names(path: _Path) -> tuple[str, ...]:
 class Overlay:
     """What a plan would do so far, and what it still has to ask."""
 
-    edits: dict[tuple[Node, int], Tensor] = field(default_factory=dict)
-    attributes: dict[Node, dict[str, float | int]] = field(default_factory=dict)
-    produced: dict[str, Affine] = field(default_factory=dict)
-    carried: dict[str, Affine] = field(default_factory=dict)
-    accepted: set[tuple[Node, int]] = field(default_factory=set)
-    vanished: dict[Node, int] = field(default_factory=dict)
-    added: dict[Node, Array] = field(default_factory=dict)
-    through: dict[Node, None] = field(default_factory=dict)
-    directions: set[str] = field(default_factory=set)
-    ups: list[tuple[Node, int, Affine, _Path]] = field(default_factory=list)
-    downs: dict[Node, tuple[dict[int, Affine], _Path]] = field(default_factory=dict)
-    siblings: list[tuple[str, _Path]] = field(default_factory=list)
+    edits: dict[tuple[Node, int], Tensor] = field(default_factory=dict["tuple[Node, int]", Tensor])
+    attributes: dict[Node, dict[str, float | int]] = field(default_factory=dict["Node", dict[str, float | int]])
+    produced: dict[str, Affine] = field(default_factory=dict[str, Affine])
+    carried: dict[str, Affine] = field(default_factory=dict[str, Affine])
+    accepted: set[tuple[Node, int]] = field(default_factory=set["tuple[Node, int]"])
+    vanished: dict[Node, int] = field(default_factory=dict["Node", int])
+    added: dict[Node, Array] = field(default_factory=dict["Node", Array])
+    through: dict[Node, None] = field(default_factory=dict["Node", None])
+    directions: set[str] = field(default_factory=set[str])
+    ups: list[tuple[Node, int, Affine, _Path]] = field(default_factory=list["tuple[Node, int, Affine, _Path]"])
+    downs: dict[Node, tuple[dict[int, Affine], _Path]] = field(
+        default_factory=dict["Node", "tuple[dict[int, Affine], _Path]"]
+    )
+    siblings: list[tuple[str, _Path]] = field(default_factory=list["tuple[str, _Path]"])
 
     def copy(self) -> Overlay:
         return Overlay(
@@ -379,7 +381,9 @@ class Search:
                 self._steps += 1
                 if self._steps > STEPS:
                     self._note(
-                        Refusal(Reason.SEARCH_BUDGET, node.at, f"The search stopped after {STEPS} steps."), direction, path
+                        Refusal(Reason.SEARCH_BUDGET, node.at, f"The search stopped after {STEPS} steps."),
+                        direction,
+                        path,
                     )
                     return None
                 answer = self._ask(overlay, node, ask)
@@ -441,7 +445,9 @@ class Search:
         if self._inverse is not None:
             return self._inverse
         if not a.scale.all():
-            return Refusal(Reason.ZERO_SCALE, others[0][0].at, "It reads the value too, and a zero scale has no inverse.")
+            return Refusal(
+                Reason.ZERO_SCALE, others[0][0].at, "It reads the value too, and a zero scale has no inverse."
+            )
         overlay.directions.add("down")
         for node, slot in others:
             overlay.accepted.add((node, slot))
@@ -495,7 +501,9 @@ class Search:
         if not shift.any():
             return None
         if len(overlay.added) >= self._inserts + len(overlay.vanished):
-            return Refusal(Reason.NO_GAIN, node.at, f"{node.op_type} has no bias: the shift would need an Add of its own.")
+            return Refusal(
+                Reason.NO_GAIN, node.at, f"{node.op_type} has no bias: the shift would need an Add of its own."
+            )
         overlay.added[node] = shift if node not in overlay.added else overlay.added[node] + shift
         return None
 
@@ -527,9 +535,7 @@ class Search:
         overlay.edits[edge] = edited
         return None
 
-    def _produce(
-        self, overlay: Overlay, value: str, a: Affine, edge: tuple[Node, int], path: _Path
-    ) -> Refusal | None:
+    def _produce(self, overlay: Overlay, value: str, a: Affine, edge: tuple[Node, int], path: _Path) -> Refusal | None:
         if value in overlay.produced:
             if edge not in overlay.accepted and overlay.produced[value].equals(a):
                 overlay.accepted.add(edge)
@@ -585,5 +591,12 @@ class Search:
                 return None
         way = "both" if len(overlay.directions) > 1 else direction
         return Plan(
-            direction == "up", way, overlay.edits, overlay.attributes, overlay.vanished, overlay.added, through, tuple(into)
+            direction == "up",
+            way,
+            overlay.edits,
+            overlay.attributes,
+            overlay.vanished,
+            overlay.added,
+            through,
+            tuple(into),
         )

@@ -265,7 +265,9 @@ class Graph:
             return None
         if value in self.overridable:
             return Refusal(
-                Reason.OVERRIDABLE, value, f"{value} has a default but is also a graph input: the caller may replace it."
+                Reason.OVERRIDABLE,
+                value,
+                f"{value} has a default but is also a graph input: the caller may replace it.",
             )
         if value in self.inputs:
             return Refusal(Reason.GRAPH_BOUNDARY, value, f"{value} is an input of the graph.")
@@ -364,7 +366,7 @@ def free_names(graph: onnx.GraphProto) -> set[str]:
 def overridable_inputs(
     model: onnx.ModelProto, *, freeze_inputs: bool, keep_inputs: bool
 ) -> tuple[frozenset[str], frozenset[str]]:
-    """Initializers among the graph's inputs: (those a caller may replace, those frozen that leave the inputs if folded).
+    """Initializers among the graph's inputs: (those a caller may replace, those that leave the inputs once folded).
 
     IR 3 demands that every initializer is an input: constants. From IR 4 on it is a choice; exporters that list
     (nearly) all of them do it out of habit, and a shorter list is meant.

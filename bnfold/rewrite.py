@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +19,7 @@ from .weights import Tensor, tensor
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One tensor to write, and the edges that will read it. `name` is the constant it replaces, None: an absent operand."""
+    """One tensor to write, and the edges that will read it. `name`: the constant it replaces, None: a new operand."""
 
     name: str | None
     edited: Tensor
@@ -237,8 +238,9 @@ def _write_nodes(graph: Graph) -> None:
     del proto.node[len(kept) :]
 
 
-def _drop(infos, names: set[str]) -> None:  # a repeated field of ValueInfoProto, for which protobuf has no public type
+def _drop(infos: Any, names: set[str]) -> None:
+    # infos: a repeated field of ValueInfoProto, for which protobuf has no public type
     if names:
         count = sum(1 for info in infos if info.name in names)
-        infos.sort(key=lambda info: info.name in names)
+        infos.sort(key=lambda info: info.name in names)  # pyright: ignore  # as above
         del infos[len(infos) - count :]

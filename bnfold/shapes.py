@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from .graph import Graph, Node
 
 _SAME = frozenset(
-    """Identity Dropout BatchNormalization Relu LeakyRelu PRelu Elu Selu Celu Sigmoid HardSigmoid HardSwish Mish Tanh Softplus
-    Softsign ThresholdedRelu Gelu Erf Exp Log Sqrt Abs Neg Ceil Floor Round Sign Clip Cast Softmax LogSoftmax Hardmax
+    """Identity Dropout BatchNormalization Relu LeakyRelu PRelu Elu Selu Celu Sigmoid HardSigmoid HardSwish Mish Tanh
+    Softplus Softsign ThresholdedRelu Gelu Erf Exp Log Sqrt Abs Neg Ceil Floor Round Sign Clip Cast Softmax LogSoftmax Hardmax
     InstanceNormalization GroupNormalization LayerNormalization LRN LpNormalization MeanVarianceNormalization Not
     Reciprocal Sin Cos CumSum QuantizeLinear DequantizeLinear Swish SkipLayerNormalization""".split()
 )
@@ -197,7 +197,8 @@ class Shapes:
                 axis = node.attribute("axis", 0) % max(len(first), 1)
                 return (*first[:axis], *shapes[1], *first[axis + 1 :])
             case "Shape":
-                return None if first is None else (len(first[node.attribute("start", 0) : node.attribute("end", None)]),)
+                part = slice(node.attribute("start", 0), node.attribute("end", None))
+                return None if first is None else (len(first[part]),)
             case "Expand" | "ConstantOfShape":
                 target = self.elements(node.inputs[-1])
                 if target is None or node.op_type == "ConstantOfShape":
@@ -399,8 +400,8 @@ def _concat(node: Node, shapes: Sequence[Shape | None], name: str) -> Shape | No
         return None
     rank = len(known[0])
     axis = node.attribute("axis", 1) % rank
-    sizes = [s[axis] if s is not None else f"?{name}" for s in shapes]
-    static, symbols = sum(d for d in sizes if isinstance(d, int)), [d for d in sizes if not isinstance(d, int)]
+    sizes: list[Dim] = [s[axis] if s is not None else f"?{name}" for s in shapes]
+    static, symbols = factor_sum(sizes)
     out: list[Dim] = []
     for i in range(rank):
         if i == axis:
@@ -409,6 +410,11 @@ def _concat(node: Node, shapes: Sequence[Shape | None], name: str) -> Shape | No
             ints = [s[i] for s in known if isinstance(s[i], int)]
             out.append(ints[0] if ints else known[0][i])
     return tuple(out)
+
+
+def factor_sum(sizes: Sequence[Dim]) -> tuple[int, bool]:
+    """The static part of a sum of sizes, and whether there is another part."""
+    return sum(d for d in sizes if isinstance(d, int)), any(isinstance(d, str) for d in sizes)
 
 
 def _merged(first: Shape | None, second: Shape | None) -> Shape | None:

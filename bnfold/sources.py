@@ -1,7 +1,7 @@
 """Sources: the affine nodes of a graph, read as `Affine`.
 
-    BatchNormalization (inference)   scale = gamma / sqrt(var + epsilon),  shift = beta - scale * mean
-    x*c, x/c, x+c, x-c, c-x          with a floating constant c that provably broadcasts into x
+BatchNormalization (inference)   scale = gamma / sqrt(var + epsilon),  shift = beta - scale * mean
+x*c, x/c, x+c, x-c, c-x          with a floating constant c that provably broadcasts into x
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .affine import Affine, Array, affine, channel
 from .gauge import Reason, Refusal
@@ -24,7 +25,7 @@ _NOISE = 16.0  # how much worse conditioned an inverse may leave a value than th
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Source:
-    """y = affine(x): `node`'s input `slot` is x, its output 0 is y. `inverse` says why nobody may undo it, or is None."""
+    """y = affine(x): `node`'s input `slot` is x, its output 0 is y. `inverse`: why nobody may undo it, or None."""
 
     node: Node
     slot: int
@@ -102,8 +103,9 @@ def batch_normalization(graph: Graph, node: Node) -> Source | Refusal:
     weak = ~(noise <= _NOISE)
     inverse = None
     if weak.any():
+        where = _list(weak.reshape(-1))
         inverse = Refusal(
-            Reason.ZERO_SCALE, node.at, f"Other readers would need its inverse, but gamma is (nearly) 0 in {_list(weak.reshape(-1))}."
+            Reason.ZERO_SCALE, node.at, f"Other readers would need its inverse, but gamma is (nearly) 0 in {where}."
         )
     warning = f"{node.at}: the variance is negative in {_list((var < 0).reshape(-1))}." if (var < 0).any() else None
     return Source(node, 0, a, inverse, warning)
@@ -131,7 +133,7 @@ def _training(graph: Graph, node: Node) -> str | None:
     return None
 
 
-def _bad_channels(bad: Array, parameters: list[Array], epsilon: float) -> str:
+def _bad_channels(bad: NDArray[np.bool_], parameters: list[Array], epsilon: float) -> str:
     channel_ = int(np.argmax(bad))
     names = ("scale", "bias", "running_mean", "running_var")
     for name, values in zip(names, parameters, strict=True):
@@ -142,7 +144,7 @@ def _bad_channels(bad: Array, parameters: list[Array], epsilon: float) -> str:
     return f"Its running_var + epsilon is {value + epsilon:.3g}, not above 0, in {_list(bad)}."
 
 
-def _list(mask: Array) -> str:
+def _list(mask: NDArray[np.bool_]) -> str:
     where = np.flatnonzero(mask)
     text = ", ".join(str(i) for i in where[:8]) + (", ..." if len(where) > 8 else "")
     return f"channel {text}" if len(where) == 1 else f"{len(where)} channels ({text})"

@@ -28,11 +28,18 @@ _DTYPES: dict[int, np.dtype[Any]] = {
 FLOATS = frozenset(
     (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 )
-_LARGEST = {
+_LARGEST: dict[int, float] = {
     onnx.TensorProto.FLOAT: float(np.finfo(np.float32).max),
     onnx.TensorProto.DOUBLE: float(np.finfo(np.float64).max),
     onnx.TensorProto.FLOAT16: 65504.0,
     onnx.TensorProto.BFLOAT16: 3.3895313892515355e38,
+}
+# half of the smallest subnormal: what rounds to 0 (a tie goes to even, which is 0)
+_LOST: dict[int, float] = {
+    onnx.TensorProto.FLOAT: 2.0**-150,
+    onnx.TensorProto.DOUBLE: 0.0,
+    onnx.TensorProto.FLOAT16: 2.0**-25,
+    onnx.TensorProto.BFLOAT16: 2.0**-134,
 }
 _CACHED = 1 << 16  # tensors of up to this many elements keep their float64 value: BN parameters, biases
 
@@ -108,7 +115,7 @@ class Tensor:
         stored = rounded(exact, self.data_type)
         as_float = exact if self.data_type == onnx.TensorProto.BFLOAT16 else stored.astype(np.float64)
         over = ~np.isfinite(as_float) | (np.abs(exact) > _LARGEST[self.data_type])
-        lost = (exact != 0) & (np.abs(exact) <= _half_of_smallest(self.data_type))
+        lost = (exact != 0) & (np.abs(exact) <= _LOST[self.data_type])
         for bad, what in ((over, "overflow to infinity"), (lost, "become 0")):
             if bad.any():
                 where = np.unravel_index(int(np.argmax(bad)), bad.shape)
@@ -176,17 +183,7 @@ def _bfloat16(exact: Array) -> NDArray[np.uint16]:
     bits = np.where(away, bits - 1, bits) | inexact.astype(np.uint32)  # toward zero, then odd
     finite = np.isfinite(exact)
     nearest = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    return np.where(finite, nearest, bits >> np.uint32(16)).astype("<u2")
-
-
-def _half_of_smallest(data_type: int) -> float:
-    # half of the smallest subnormal: what rounds to 0 (a tie goes to even, which is 0)
-    return {
-        onnx.TensorProto.FLOAT: 2.0**-150,
-        onnx.TensorProto.DOUBLE: 0.0,
-        onnx.TensorProto.FLOAT16: 2.0**-25,
-        onnx.TensorProto.BFLOAT16: 2.0**-134,
-    }[data_type]
+    return np.asarray(np.where(finite, nearest, bits >> np.uint32(16)), np.uint16)
 
 
 def itemsize(data_type: int) -> int:
@@ -195,13 +192,3 @@ def itemsize(data_type: int) -> int:
 
 def type_name(data_type: int) -> str:
     return onnx.TensorProto.DataType.Name(data_type).lower()
-
-
-def unit_roundoff(data_type: int) -> float:
-    """u, half the distance from 1 to the next number of the type."""
-    return {
-        onnx.TensorProto.FLOAT: 2.0**-24,
-        onnx.TensorProto.DOUBLE: 2.0**-53,
-        onnx.TensorProto.FLOAT16: 2.0**-11,
-        onnx.TensorProto.BFLOAT16: 2.0**-8,
-    }[data_type]

@@ -1,7 +1,7 @@
 """Gate 1, the certificate: every folded tensor is the correctly rounded one. It needs no data and no runtime.
 
-    sources     scale and shift of every folded node are computed again, in extended precision, from the original's bytes
-    tensors     fl(W* - d) <= W' <= fl(W* + d), d = 8*k*2^-53*M for k affines taken in, M the sum of the absolute terms
+sources     scale and shift of every folded node are computed again, in extended precision, from the original's bytes
+tensors     fl(W* - d) <= W' <= fl(W* + d), d = 8*k*2^-53*M for k affines taken in, M the sum of the absolute terms
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class CertificateResult:
 
     passed: bool
     sentence: str
-    figures: dict[str, Any] = field(default_factory=lambda: {})
+    figures: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 def certify(result: FoldResult, candidate: str | os.PathLike[str] | onnx.ModelProto | None = None) -> CertificateResult:
@@ -59,7 +59,9 @@ def certify(result: FoldResult, candidate: str | os.PathLike[str] | onnx.ModelPr
             return CertificateResult(False, wrong, {"tensors": len(result.edited), "wrong": name})
     figures = {"tensors": len(result.edited), "sources": len(result.records)}
     return CertificateResult(
-        True, f"{figures['tensors']} folded tensors are correctly rounded, from {figures['sources']} recomputed maps", figures
+        True,
+        f"{figures['tensors']} folded tensors are correctly rounded, from {figures['sources']} recomputed maps",
+        figures,
     )
 
 
@@ -67,7 +69,7 @@ def _initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     yield from graph.initializer
     for node in graph.node:
         for attribute in node.attribute:
-            for body in ([attribute.g] if attribute.HasField("g") else attribute.graphs):
+            for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
                 yield from _initializers(body)
 
 
@@ -149,7 +151,8 @@ def _tensor_error(name: str, tensor: Tensor, got: NDArray[Any], data_type: int) 
             where = np.unravel_index(int(np.argmax(bad)), bad.shape)
             index = ", ".join(str(int(i) + (start if k == 0 and tensor.shape else 0)) for k, i in enumerate(where))
             right = float(np.broadcast_to(value, bad.shape)[where])
-            return f"The folded weight {name}[{index}] is {float(np.broadcast_to(piece, bad.shape)[where]):.9g}; it should be {right:.9g}."
+            held = float(np.broadcast_to(piece, bad.shape)[where])
+            return f"The folded weight {name}[{index}] is {held:.9g}; it should be {right:.9g}."
     return None
 
 

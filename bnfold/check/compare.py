@@ -1,8 +1,8 @@
 """Gate 3 in numbers: what was measured on each output of each sample, and which of its bounds it exceeds.
 
-    (a) the same function    rms(y64* − y64) ≤ 10⁻⁹·rms(y64), or, without the exact weights, rms(y64' − y64) ≤ 2δ
-    (b) as well computed     rms(ŷ_fold − y64') ≤ c·rms(ŷ_orig − y64) + 8δ,   c = 2 (float32), 3 (half floats)
-    and each with a guard on the largest element. δ: rounding.py. Small outputs get room for the luck of few numbers.
+(a) the same function    rms(y64* − y64) ≤ 10⁻⁹·rms(y64), or, without the exact weights, rms(y64' − y64) ≤ 2δ
+(b) as well computed     rms(ŷ_fold − y64') ≤ c·rms(ŷ_orig − y64) + 8δ,   c = 2 (float32), 3 (half floats)
+and each with a guard on the largest element. δ: rounding.py. Small outputs get room for the luck of few numbers.
 """
 
 import math
@@ -169,6 +169,7 @@ def failures(measures: Sequence[Measure], c: float, u: float) -> list[Failure]:
     found: list[Failure] = []
     for m in measures:
         found.extend(_same_function(m))
+        found.extend(_as_stored(m))
         found.extend(_arithmetic(m, c))
     return found
 
@@ -191,6 +192,23 @@ def _same_function(m: Measure) -> list[Failure]:
         Failure(
             "same_function",
             f"{what} output {m.output!r} differs by {_share(rms, m.rms):.2g} of its size{in_delta}",
+        )
+    ]
+
+
+def _as_stored(m: Measure) -> list[Failure]:
+    """The exact weights may be right and the file wrong: a loose bound on what is stored; gate 1 has the strict one."""
+    if m.exact is None:
+        return []
+    allowed = ARITHMETIC * luck(m.elements) * m.delta + JUDGE * m.rms
+    m.worse["stored"] = _share(m.stored[0], allowed)
+    if m.worse["stored"] <= 1:
+        return []
+    return [
+        Failure(
+            "arithmetic",
+            f"the weights as stored move output {m.output!r} by {_share(m.stored[0], m.delta):.3g} times what rounding "
+            "does to this model",
         )
     ]
 

@@ -1,7 +1,7 @@
 """What judging will cost, before it is begun: bytes of memory and seconds, roughly, from shapes alone.
 
-    memory ≈ 8·(all activations + the weights, read into float64, twice) + the widest convolution's unfolded patches
-    seconds ≈ multiply-adds / 10⁹ + elements / 5·10⁷      (numpy in float64 on one core)
+memory ≈ 8·(all activations + the weights, read into float64, twice) + the widest convolution's unfolded patches
+seconds ≈ multiply-adds / 10⁹ + elements / 5·10⁷      (numpy in float64 on one core)
 """
 
 import math

@@ -1,8 +1,8 @@
 """Running a model under onnxruntime (CPU, graph optimisations disabled) in a child process.
 
-    with Provider(threads=2) as provider:     # raises NoProvider where onnxruntime is absent
-        provider.load(path)                   # ProviderError: the runtime said no
-        outputs = provider.run(feeds)         # ProviderDied: it crashed, hung or was killed
+with Provider(threads=2) as provider:     # raises NoProvider where onnxruntime is absent
+    provider.load(path)                   # ProviderError: the runtime said no
+    outputs = provider.run(feeds)         # ProviderDied: it crashed, hung or was killed
 """
 
 import importlib.util

@@ -4,7 +4,7 @@ Every weight of the original is perturbed at random by ±u relative, u the unit 
 is evaluated in float64: δ is the rms deviation of its outputs, the median of three draws (docs: numerics).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
-__all__ = ["Weights", "lifted", "unit_roundoff"]
+__all__ = ["Weights", "bodies", "lifted", "unit_roundoff"]
 
 Array = npt.NDArray[Any]
 
@@ -77,10 +77,12 @@ def _constant(node: NodeProto) -> TensorProto | None:
 
 
 class Weights:
-    """The floating weights of a lifted model, to be perturbed."""
+    """The floating weights of a lifted model, to be perturbed, those inside the bodies of If, Loop and Scan too."""
 
     def __init__(self, model: ModelProto, directory: Path | None) -> None:
+        self._model = model
         self._directory = str(directory or "")
+        self._has_inner = any(True for _ in _inner_weights(model.graph))
         exact = _exact_values(model.graph)
         read = _all_reads(model.graph)
         self._protos = [
@@ -89,28 +91,46 @@ class Weights:
             if proto.data_type in _ROUNDOFF and proto.name in read and proto.name not in exact
         ]
 
-    def __len__(self) -> int:
-        return len(self._protos)
+    def perturbed(self, seed: int, draw: int, scale: float = 1.0) -> tuple[ModelProto, dict[str, Array]]:
+        """The model, and its weights in float64 for Evaluator's `exact`, each element moved by ±scale·u of its size."""
+        moved = {
+            proto.name: self._moved(proto, np.random.default_rng([seed, draw, index]), scale)
+            for index, proto in enumerate(self._protos)
+        }
+        if not self._has_inner:
+            return self._model, moved
+        model = ModelProto()
+        model.CopyFrom(self._model)
+        for index, proto in enumerate(_inner_weights(model.graph)):
+            value = self._moved(proto, np.random.default_rng([seed, draw, len(self._protos) + index]), scale)
+            proto.CopyFrom(numpy_helper.from_array(value, proto.name))  # double: the judge promotes all floats anyway
+        return model, moved
 
-    def perturbed(self, seed: int, draw: int, scale: float = 1.0) -> dict[str, Array]:
-        """Each weight in float64, each element moved by ±scale·u of its size; for Evaluator's `exact`."""
-        moved: dict[str, Array] = {}
-        for index, proto in enumerate(self._protos):
-            value = numpy_helper.to_array(proto, base_dir=self._directory).astype(np.float64)
-            rng = np.random.default_rng([seed, draw, index])
-            signs = 1.0 - 2.0 * rng.integers(0, 2, value.shape, dtype=np.int8)
-            moved[proto.name] = value * (1.0 + scale * _ROUNDOFF[proto.data_type] * signs)
-        return moved
+    def _moved(self, proto: TensorProto, rng: np.random.Generator, scale: float) -> Array:
+        value = numpy_helper.to_array(proto, base_dir=self._directory).astype(np.float64)
+        signs = 1.0 - 2.0 * rng.integers(0, 2, value.shape, dtype=np.int8)
+        return value * (1.0 + scale * _ROUNDOFF[proto.data_type] * signs)
+
+
+def _inner_weights(graph: GraphProto) -> Iterator[TensorProto]:
+    for body in bodies(graph.node):
+        exact = _exact_values(body)
+        constants = ((node.output[0], _constant(node)) for node in body.node if node.output)
+        for name, proto in (*((p.name, p) for p in body.initializer), *constants):
+            if proto is not None and name not in exact and proto.data_type in _ROUNDOFF:
+                yield proto
+        yield from _inner_weights(body)
 
 
 def _all_reads(graph: GraphProto) -> set[str]:
     read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
-    for body in _bodies(graph.node):
+    for body in bodies(graph.node):
         read |= _all_reads(body)
     return read
 
 
-def _bodies(nodes: Iterable[NodeProto]) -> Iterable[GraphProto]:
+def bodies(nodes: Iterable[NodeProto]) -> Iterator[GraphProto]:
+    """The graphs inside If, Loop and Scan nodes, one level deep."""
     for node in nodes:
         for attribute in node.attribute:
             if attribute.type == AttributeProto.GRAPH:
@@ -126,7 +146,7 @@ def _exact_values(graph: GraphProto) -> set[str]:
         for slot in _EXACT_SLOTS.get(node.op_type, ()):
             if slot < len(node.input) and node.input[slot]:
                 pending.append(node.input[slot])
-    for body in _bodies(graph.node):
+    for body in bodies(graph.node):
         found |= _exact_values(body)
     while pending:
         name = pending.pop()

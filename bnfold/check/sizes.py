@@ -60,9 +60,7 @@ def graph_inputs(model: onnx.ModelProto) -> list[GraphInput]:
 
 def _dims(name: str, tensor: onnx.TypeProto.Tensor) -> Iterator[int | str]:
     if not tensor.HasField("shape"):
-        raise Settled(
-            Verdict.INCONCLUSIVE, f"input {name!r} does not declare its shape, so no data can be made for it"
-        )
+        raise Settled(Verdict.INCONCLUSIVE, f"input {name!r} does not declare its shape, so no data can be made for it")
     rank = len(tensor.shape.dim)
     for axis, dim in enumerate(tensor.shape.dim):
         if dim.HasField("dim_value") and dim.dim_value > 0:

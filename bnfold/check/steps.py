@@ -20,9 +20,7 @@ _ROUNDING = frozenset(("Floor", "Ceil", "Round", "QuantizeLinear", "DynamicQuant
 _COMPARING = frozenset(("Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Equal"))
 _LAYOUT = frozenset(("Identity", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Transpose", "Not"))
 _INTEGERS = frozenset(
-    value
-    for name, value in onnx.TensorProto.DataType.items()
-    if name.startswith(("INT", "UINT", "BOOL"))
+    value for name, value in onnx.TensorProto.DataType.items() if name.startswith(("INT", "UINT", "BOOL"))
 )
 
 

@@ -1,8 +1,8 @@
 """What a check says: five verdicts, each with its exit code, a sentence for people and the figures behind it.
 
-    EQUIVALENT, MORE_ACCURATE   the same function, at least as well computed            exit 0
-    DEGRADED, NOT_EQUIVALENT    the same function computed worse; another function      exit 1
-    INCONCLUSIVE                nothing was compared, or nothing could be trusted       exit 3
+EQUIVALENT, MORE_ACCURATE   the same function, at least as well computed            exit 0
+DEGRADED, NOT_EQUIVALENT    the same function computed worse; another function      exit 1
+INCONCLUSIVE                nothing was compared, or nothing could be trusted       exit 3
 """
 
 import math

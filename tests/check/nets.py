@@ -1,12 +1,12 @@
 """Small networks with a fold and its faults written out in numpy, so that the check is tested by itself.
 
-    net = conv_net(seed)         Conv → BN → Relu, layer after layer, as plain numpy parameters
-    net.model()                  with its BatchNormalizations
-    net.folded()                 (model without them, float64 weights before rounding)
-    net.folded(fault="epsilon")  the same with something wrong in the middle layer
+net = conv_net(seed)         Conv → BN → Relu, layer after layer, as plain numpy parameters
+net.model()                  with its BatchNormalizations
+net.folded()                 (model without them, float64 weights before rounding)
+net.folded(fault="epsilon")  the same with something wrong in the middle layer
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -61,7 +61,7 @@ class Net:
         nodes.append(helper.make_node("Identity", [x], ["y"]))
         return self._graph(nodes, {name: value.astype(self.dtype) for name, value in exact.items()}), exact
 
-    def _graph(self, nodes: list[onnx.NodeProto], weights: dict[str, npt.NDArray[np.generic]]) -> onnx.ModelProto:
+    def _graph(self, nodes: list[onnx.NodeProto], weights: Mapping[str, npt.ArrayLike]) -> onnx.ModelProto:
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype))
         channels = self.layers[0].weight.shape[1], self.layers[-1].weight.shape[0]
         return model(
@@ -74,17 +74,22 @@ class Net:
 
 def model(
     nodes: list[onnx.NodeProto],
-    weights: dict[str, npt.NDArray[np.generic]],
+    weights: Mapping[str, npt.ArrayLike],
     inputs: list[onnx.ValueInfoProto],
     outputs: list[onnx.ValueInfoProto],
     opset: int = 17,
 ) -> onnx.ModelProto:
-    graph = helper.make_graph(nodes, "net", inputs, outputs, [numpy_helper.from_array(v, n) for n, v in weights.items()])
+    tensors = [tensor(v, n) for n, v in weights.items()]
+    graph = helper.make_graph(nodes, "net", inputs, outputs, tensors)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
-def value(name: str, *dims: int | str, kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
+def value(name: str, *dims: int | str | None, kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, kind, list(dims))
+
+
+def tensor(data: npt.ArrayLike, name: str) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.asarray(data), name)
 
 
 def conv_net(seed: int, *, layers: int = 3, ill_conditioned: bool = False, dtype: type = np.float32) -> Net:
@@ -117,8 +122,8 @@ def dyadic_net(seed: int) -> Net:
     channels = 3
     for _ in range(2):
         weight = rng.integers(-4, 5, (6, channels, 3, 3)) / 8.0
-        parameters = (rng.integers(-8, 9, 6) / 8.0 for _ in range(2))
-        made.append(Layer(weight, np.ones(6), *parameters, np.full(6, 1.0 - EPSILON)))
+        beta, mean = (rng.integers(-8, 9, 6) / 8.0 for _ in range(2))
+        made.append(Layer(weight, np.ones(6), beta, mean, np.full(6, 1.0 - EPSILON)))
         channels = 6
     return Net(tuple(made))
 

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper
 from bnfold.check import Verdict, check
 from bnfold.check.steps import decider, jumps_inside
 
-from .nets import model, value
+from .nets import model, tensor, value
 
 RNG = np.random.default_rng(1)
 W = RNG.normal(size=(5, 6)).astype(np.float32)
@@ -57,7 +57,7 @@ def test_argmax_flips_at_a_tie() -> None:
 def test_thresholds(nodes: list[onnx.NodeProto], kind: int) -> None:
     def build(w: np.ndarray) -> onnx.ModelProto:
         made = classifier(*nodes, w=w, out=value("y", 40, 6, kind=kind))
-        made.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0.5), "half"))
+        made.graph.initializer.append(tensor(np.float32(0.5), "half"))
         return made
 
     assert check(build(W), build(W))
@@ -102,8 +102,8 @@ def test_rounding_inside() -> None:
             helper.make_node("DequantizeLinear", ["q", "step", "zero"], ["y"]),
         ]
         made = classifier(*nodes, w=w, out=value("y", 40, 6))
-        made.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0.05), "step"))
-        made.graph.initializer.append(onnx.numpy_helper.from_array(np.int8(3), "zero"))
+        made.graph.initializer.append(tensor(np.float32(0.05), "step"))
+        made.graph.initializer.append(tensor(np.int8(3), "zero"))
         return made
 
     assert jumps_inside(build(W).graph) == {"QuantizeLinear": 1}
@@ -113,7 +113,7 @@ def test_rounding_inside() -> None:
 
 
 def test_exact_integer_arithmetic_must_stay_exact() -> None:
-    """Floor of integers: the original is exact on the provider, so a candidate that is off by one step is no rounding."""
+    """Floor of integers: the original is exact on the provider, so a candidate off by one step is no rounding."""
     weights = RNG.integers(-3, 4, (5, 6)).astype(np.float32)
     feeds = [{"x": RNG.integers(-8, 9, (40, 5)).astype(np.float32)}]
 
@@ -125,7 +125,7 @@ def test_exact_integer_arithmetic_must_stay_exact() -> None:
         ]
         made = classifier(*nodes, w=weights, out=value("y", 40, 6))
         for name, number in (("s", scale), ("t", shift)):
-            made.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(number), name))
+            made.graph.initializer.append(tensor(np.float32(number), name))
         return made
 
     assert check(build(0.25, 0.5), build(0.25, 0.5), inputs=feeds)

@@ -1,4 +1,4 @@
-"""Gate 3 on convolutional networks: every correct fold passes, every planted fault is caught, and the figures say why."""
+"""Gate 3 on convolutional networks: every correct fold passes, every planted fault is caught, the figures say why."""
 
 import json
 from collections.abc import Mapping
@@ -60,7 +60,7 @@ def test_float16(fault: str) -> None:
 
 
 def test_float64() -> None:
-    """Affine layers, because onnxruntime's CPU has no double Conv. The judge rounds as coarsely as the provider here."""
+    """Affine layers: onnxruntime's CPU has no double Conv. The judge rounds as coarsely as the provider here."""
     rng = np.random.default_rng(4)
     w, s, t = rng.normal(size=(50, 40)), rng.uniform(0.5, 2, 40), rng.normal(size=40)
     shapes = [value("x", 8, 50, kind=onnx.TensorProto.DOUBLE)], [value("y", 8, 40, kind=onnx.TensorProto.DOUBLE)]
@@ -99,6 +99,35 @@ def test_masked_fault_is_seen_by_the_other_gate_only() -> None:
     value[2] *= 2
     weight.CopyFrom(onnx.numpy_helper.from_array(value, "weight0"))
     assert check(net.model(), candidate, samples=1)
+
+
+def test_weights_that_are_not_the_roundings_of_the_exact_ones() -> None:
+    """The law was right and the file is wrong: the exact weights must not hide what was written."""
+    net = conv_net(6)
+    candidate, _ = net.folded("rounded to half")
+    result = check(net.model(), candidate, exact=net.folded()[1], samples=2)
+    assert result.verdict is Verdict.DEGRADED, str(result)
+    assert "as stored" in result.sentence
+
+
+def test_body_of_an_if() -> None:
+    """Weights inside a body take part in δ, and a body that was changed is not taken for exact."""
+    net = conv_net(3)
+    original, (candidate, _) = net.model(), net.folded()
+    assert check(wrapped(original), wrapped(candidate), exact={}, samples=2)
+    wrong, _ = net.folded("epsilon taken as 0")
+    assert check(wrapped(original), wrapped(wrong), exact={}, samples=2).verdict is Verdict.NOT_EQUIVALENT
+
+
+def wrapped(inner: onnx.ModelProto) -> onnx.ModelProto:
+    """The model as the body of an If whose condition holds; the other branch gives y = 0·x's first channels."""
+    body = onnx.GraphProto()
+    body.CopyFrom(inner.graph)
+    del body.input[:]
+    shape = value("y", *(d.dim_value or d.dim_param for d in inner.graph.output[0].type.tensor_type.shape.dim))
+    other = helper.make_graph([helper.make_node("Concat", ["x", "x"], ["y"], axis=1)], "other", [], [shape])
+    node = helper.make_node("If", ["yes"], ["y"], then_branch=body, else_branch=other)
+    return model([node], {"yes": np.array(True)}, list(inner.graph.input), list(inner.graph.output))
 
 
 def test_same_model_twice() -> None:

@@ -161,7 +161,7 @@ def test_unfit_inputs(tmp_path: Path) -> None:
         ({"x": x, "z": np.zeros(2)}, "wants int64"),
     ):
         path = tmp_path / "wrong.npz"
-        np.savez(path, **arrays)
+        np.savez(path, **arrays)  # pyright: ignore[reportArgumentType] -- the stub takes any keyword for allow_pickle
         with pytest.raises(UsageError, match=words):
             read_samples([path], wanted)
     assert read_samples([{"x": x, "z": z}], wanted)[0].feeds["x"] is x

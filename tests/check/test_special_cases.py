@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from bnfold.check import CheckResult, Verdict, check
-from bnfold.check.cost import estimate, require_memory
+from bnfold.check import CheckResult, Verdict, check, cost
+from bnfold.check.cost import available_memory, estimate, require_memory
 from bnfold.check.gate3 import judge_pair
 from bnfold.check.judge import Judge
 from bnfold.check.providers import Provider, clean_sentence
@@ -18,7 +18,7 @@ from bnfold.check.running import load_original, opened, run_pair, samples_for
 from bnfold.check.verdict import Settled
 from bnfold.errors import UnreadableModel
 
-from .nets import conv_net, model, value
+from .nets import conv_net, model, tensor, value
 
 W = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
 
@@ -42,7 +42,8 @@ def test_exit_codes() -> None:
 
 
 def test_input_missing_in_the_candidate() -> None:
-    candidate = model([helper.make_node("MatMul", ["z", "w"], ["y"])], {"w": W}, [value("z", "N", 5)], [value("y", "N", 4)])
+    node = helper.make_node("MatMul", ["z", "w"], ["y"])
+    candidate = model([node], {"w": W}, [value("z", "N", 5)], [value("y", "N", 4)])
     expect(check(matmul(), candidate), Verdict.NOT_EQUIVALENT, "no input 'x'")
 
 
@@ -88,7 +89,7 @@ def test_custom_op() -> None:
 
 def test_all_nan() -> None:
     original = matmul(helper.make_node("Mul", ["h", "nan"], ["y"]))
-    original.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(np.nan), "nan"))
+    original.graph.initializer.append(tensor(np.float32(np.nan), "nan"))
     expect(check(original, original), Verdict.INCONCLUSIVE, "not finite")
 
 
@@ -104,7 +105,7 @@ def test_constant_outputs() -> None:
 
 def test_a_dead_output_is_said() -> None:
     dead = matmul(helper.make_node("Mul", ["h", "zero"], ["y"]))
-    dead.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0), "zero"))
+    dead.graph.initializer.append(tensor(np.float32(0), "zero"))
     dead.graph.output.append(value("h", "N", 4))
     expect(check(dead, dead), Verdict.EQUIVALENT, "Output 'y' is the same in every element")
 
@@ -117,7 +118,7 @@ def test_empty_outputs() -> None:
     expect(check(original, original), Verdict.INCONCLUSIVE, "empty")
 
 
-def test_crash_of_the_runtime(tmp_path: Path) -> None:
+def test_crash_of_the_runtime() -> None:
     """onnxruntime 1.31.1 dies of an opset-9 BN with trailing empty outputs. Whatever it does, this process lives."""
     norm = helper.make_node("BatchNormalization", ["x", "s", "b", "m", "v"], ["y", "", "", "", ""])
     four = {name: np.ones(4, np.float32) for name in "sbmv"}
@@ -154,22 +155,32 @@ def test_needs_more_memory_than_there_is() -> None:
     """The inputs are asked for in a size whose intermediate values no machine holds in float64."""
     expand = helper.make_node("Expand", ["x", "wide"], ["h"])
     reduce = helper.make_node("ReduceMax", ["h"], ["y"])
-    original = model(
-        [helper.make_node("Identity", ["x"], ["y"])], {"w": W}, [value("x", "N", 5)], [value("y", "N", 5)]
-    )
+    original = model([helper.make_node("Identity", ["x"], ["y"])], {"w": W}, [value("x", "N", 5)], [value("y", "N", 5)])
     vast = model([expand, reduce], {"wide": np.array([2**20, 2**24], np.int64)}, [value("x", 1, 1)], [value("y", 1, 1)])
-    cost = estimate(vast, {"x": (1, 1)})
-    assert cost.memory >= 8 * 2**44
+    needed = estimate(vast, {"x": (1, 1)})
+    assert needed.memory >= 8 * 2**44
     with pytest.raises(Settled, match=r"needs \d+\.\d GiB") as end:
-        require_memory(cost, 0, 2**34)
+        require_memory(needed, 0, 2**34)
     assert end.value.verdict is Verdict.INCONCLUSIVE
     require_memory(estimate(original, {"x": (2, 5)}), 0, 2**34)
-    require_memory(cost, 0, None)
+    require_memory(needed, 0, None)
+
+
+def test_too_little_memory_is_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "available_memory", lambda: 2**16)  # a small machine
+    result = check(conv_net(0).model(), conv_net(0).folded()[0])
+    expect(result, Verdict.INCONCLUSIVE, "GiB")
+    assert result.exit_code == 3
+
+
+def test_available_memory() -> None:
+    available = available_memory()
+    assert available is None or 0 < available < 2**50
 
 
 def test_text_input() -> None:
-    texts = value("t", "N", kind=TensorProto.STRING)
-    original = model([helper.make_node("Identity", ["t"], ["u"])], {}, [texts], [value("u", "N", kind=TensorProto.STRING)])
+    texts = [value(name, "N", kind=TensorProto.STRING) for name in "tu"]
+    original = model([helper.make_node("Identity", ["t"], ["u"])], {}, texts[:1], texts[1:])
     expect(check(original, original), Verdict.INCONCLUSIVE, "texts")
 
 
