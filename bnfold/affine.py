@@ -31,7 +31,7 @@ def squashed(array: ArrayLike) -> Array:
     for axis, size in enumerate(out.shape):
         if size > 1:
             first = out[(slice(None),) * axis + (slice(0, 1),)]
-            if np.array_equal(np.broadcast_to(first, out.shape), out):
+            if (out == first).all():
                 out = first
     return out
 

@@ -256,7 +256,7 @@ class _Folder:
                     looked.setdefault(other, set()).add(node)
                 continue
             again = {s for n in visited for s in looked.pop(n, ())} - queued
-            waiting.extend(n for n in mine if n in again and n not in graph.removed)
+            waiting.extend(sorted((n for n in again if n not in graph.removed), key=lambda n: n.order))
             queued |= again
         return records
 

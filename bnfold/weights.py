@@ -6,6 +6,7 @@ in float64; `exact()` is the value before rounding, `rounded()` the one that a m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,7 +63,7 @@ class Tensor:
 
     @property
     def size(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -78,12 +79,13 @@ class Tensor:
         """The float64 value with every edit applied and nothing rounded. Do not write into it."""
         if self._exact is not None:
             return self._exact
-        value = self.array().astype(np.float64)
+        value: Array = self.array().astype(np.float64)
         for step in self.steps:
             value = value * step.scale
             if step.shift.any():
                 value = value + step.shift
-        value = np.broadcast_to(value, self.shape)
+        if value.shape != self.shape:
+            value = np.broadcast_to(value, self.shape)
         if self.size <= _CACHED:
             self._exact = value
         return value
@@ -128,7 +130,7 @@ class Tensor:
         if least < 2.0**-20:
             return False
         base = self.array()
-        top = float(np.max(np.abs([base.max(initial=0), base.min(initial=0)]))) if base.size else 0.0
+        top = max(float(base.max()), -float(base.min())) if base.size else 0.0
         for step in self.steps:
             top = top * float(np.abs(step.scale).max()) + float(np.abs(step.shift).max())
         return top < _LARGEST[self.data_type] / 2
