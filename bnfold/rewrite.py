@@ -45,16 +45,20 @@ def changes(graph: Graph, plan: Plan) -> list[Change]:
     out: list[Change] = []
     for (owner, *_), edges in groups.items():
         name = owner if isinstance(owner, str) else None
-        alone = name is not None and _only_readers(graph, name, edges)
+        alone = name is not None and _only_readers(graph, name, edges, plan.edits[edges[0]].shape)
         out.append(Change(name, plan.edits[edges[0]], tuple(edges), alone))
     return out
 
 
-def _only_readers(graph: Graph, name: str, edges: Sequence[tuple[Node, int]]) -> bool:
+def _only_readers(graph: Graph, name: str, edges: Sequence[tuple[Node, int]], shape: tuple[int, ...]) -> bool:
     if name in graph.outputs or name in graph.captured:
         return False
     local = name in graph.tensors or graph.constant_node(name) is not None
-    return local and set(graph.readers(name)) == set(edges)
+    base = graph.constant(name)
+    kept_shape = base is not None and base.shape == shape
+    # a reader of the shape alone sees nothing of an edit that keeps it
+    others = set(graph.readers(name)) - set(edges)
+    return local and all(kept_shape and graph.is_neutral(*edge) for edge in others)
 
 
 def apply(graph: Graph, source: Node, slot: int, plan: Plan) -> set[Node]:
