@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 _SAME = frozenset(
     """Identity Dropout BatchNormalization Relu LeakyRelu PRelu Elu Selu Celu Sigmoid HardSigmoid HardSwish Mish Tanh
-    Softplus Softsign ThresholdedRelu Gelu Erf Exp Log Sqrt Abs Neg Ceil Floor Round Sign Clip Cast Softmax LogSoftmax Hardmax
-    InstanceNormalization GroupNormalization LayerNormalization LRN LpNormalization MeanVarianceNormalization Not
-    Reciprocal Sin Cos CumSum QuantizeLinear DequantizeLinear Swish SkipLayerNormalization""".split()
+    Softplus Softsign ThresholdedRelu Gelu Erf Exp Log Sqrt Abs Neg Ceil Floor Round Sign Clip Cast Softmax
+    LogSoftmax Hardmax InstanceNormalization GroupNormalization LayerNormalization LRN LpNormalization
+    MeanVarianceNormalization Not Reciprocal Sin Cos CumSum QuantizeLinear DequantizeLinear Swish
+    SkipLayerNormalization""".split()
 )
 _BROADCAST = frozenset("Add Sub Mul Div Pow Sum Mean Max Min Where And Or Xor Equal Less Greater Mod".split())
 _GLOBAL = frozenset(("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"))

@@ -23,7 +23,8 @@ def stray(op: Op, a: Affine, axes: Collection[int]) -> Refusal | None:
     strays = sorted(a.varying - set(axes))
     if not strays:
         return None
-    return no(op, Reason.WRONG_AXIS, f"The coefficients vary along axis {strays[0]}, which {op.kind} does not leave alone.")
+    text = f"The coefficients vary along axis {strays[0]}, which {op.kind} does not leave alone."
+    return no(op, Reason.WRONG_AXIS, text)
 
 
 def not_positive(op: Op, a: Affine) -> Refusal | None:
@@ -65,9 +66,8 @@ def fitted(op: Op, a: Affine, slot: int, out: Shape | None) -> Affine | Refusal:
     for axis in a.varying:
         size = max(c.shape[axis] for c in (a.scale, a.shift) if c.ndim)
         if axis < first or shape[axis - first] != size:
-            return no(
-                op, Reason.WRONG_AXIS, f"{op.value(slot)} is shorter than the output on axis {axis}, where the coefficients vary."
-            )
+            text = f"{op.value(slot)} is shorter than the output on axis {axis}, where the coefficients vary."
+            return no(op, Reason.WRONG_AXIS, text)
     result = cut(a, first, len(shape))
     return result if result is not None else no(op, Reason.WRONG_AXIS, "The coefficients vary along a missing axis.")
 

@@ -1,7 +1,7 @@
 """Conv and ConvTranspose, 1-d to 3-d, any group.
 
-    up      s*(W(x) + b) + t = (sW)(x) + (s*b + t)            rows of W
-    down    W(s*x + t) + b = (Ws)(x) + (b + sum W*t)          columns of W; t only where no border is padded
+up      s*(W(x) + b) + t = (sW)(x) + (s*b + t)            rows of W
+down    W(s*x + t) + b = (Ws)(x) + (b + sum W*t)          columns of W; t only where no border is padded
 """
 
 from __future__ import annotations

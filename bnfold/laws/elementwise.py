@@ -1,8 +1,8 @@
 """Add, Sub, Sum, Mul, Div; the identities; the activations that keep a non-negative scale.
 
-    up      s*(x + z) + t = (s*x + t1) + (s*z + t2), t1 + t2 = t        s*(x*c) + t = (s*x + t/c)*c
-    down    (s*x + t) + z = s*(x + z/s) + t                             (s*x + t)*c = x*(c*s) + c*t
-    relu    s*relu(x) = relu(s*x) for s >= 0
+up      s*(x + z) + t = (s*x + t1) + (s*z + t2), t1 + t2 = t        s*(x*c) + t = (s*x + t/c)*c
+down    (s*x + t) + z = s*(x + z/s) + t                             (s*x + t)*c = x*(c*s) + c*t
+relu    s*relu(x) = relu(s*x) for s >= 0
 """
 
 from __future__ import annotations
@@ -130,9 +130,7 @@ def add_down(op: Op, given: Mapping[int, Affine]) -> Answer:
     options.append(_all([*(_put(op, i, inverse, inverse=True) for i in others), Carry(whole)]))
     if shift.any():
         for taker in range(len(others)):
-            demands = [
-                _put(op, i, takes[taker] if k == taker else inverse, inverse=True) for k, i in enumerate(others)
-            ]
+            demands = [_put(op, i, takes[taker] if k == taker else inverse, inverse=True) for k, i in enumerate(others)]
             options.append(_all([*demands, Carry(affine(scale))]))
     return options
 
@@ -168,16 +166,12 @@ def mul_up(op: Op, output: int, a: Affine) -> Answer:
         options.append(own if isinstance(own, Refusal) else (own,))
     if op.kind == "Div":
         options.append(_all([_put(op, 1 - constant, affine(a.scale, a.shift * c))]))
-    elif (np.broadcast_arrays(a.shift, c)[0][_zero(a.shift, c)] != 0).any():
+    elif ((a.shift != 0) & (c == 0)).any():
         options.append(no(op, Reason.ZERO_SCALE, "The shift would have to be divided by a factor of 0."))
     else:
         safe = np.where(c == 0, 1.0, c)
         options.append(_all([_put(op, 1 - constant, affine(a.scale, a.shift / safe))]))
     return options
-
-
-def _zero(shift: Array, c: Array) -> Array:
-    return np.broadcast_to(c == 0, np.broadcast_shapes(shift.shape, c.shape))
 
 
 def _factor(op: Op, constant: int, scale: Array) -> Need | Refusal:

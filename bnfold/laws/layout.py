@@ -1,8 +1,8 @@
 """Ops that move elements: the coefficients, which have the value's layout, move with it.
 
-    Transpose, Squeeze, Unsqueeze      the inverse layout upward, the layout downward
-    Reshape, Flatten                   both shapes in groups of equal product; the groups that vary are moved
-    Concat                             cut for each input; or joined with the identity
+Transpose, Squeeze, Unsqueeze      the inverse layout upward, the layout downward
+Reshape, Flatten                   both shapes in groups of equal product; the groups that vary are moved
+Concat                             cut for each input; or joined with the identity
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def _compare(a: Sequence[Dim], b: Sequence[Dim]) -> int:
     """0: equal products; -1 or 1: only a or b can be extended to reach the other; 2: neither."""
     (x, p), (y, q) = factor(a), factor(b)
     more, less = p - q, q - p
-    if more and less or x == 0 or y == 0:
+    if (more and less) or x == 0 or y == 0:
         return 2
     if more:
         return 1

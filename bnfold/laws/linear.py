@@ -1,7 +1,7 @@
 """Gemm and MatMul.
 
-    up      s*(A@B) + t = A@(B s) + t         the free axis of the constant; t into C, or an Add
-    down    (A s + t)@B = A@(s B) + t@B       the contracted axis of the constant
+up      s*(A@B) + t = A@(B s) + t         the free axis of the constant; t into C, or an Add
+down    (A s + t)@B = A@(s B) + t@B       the contracted axis of the constant
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def matmul_up(op: Op, output: int, a: Affine) -> Answer:
     row = out - 1 - (len(right) > 1) if len(left) > 1 else None
     column = out - 1 if len(right) > 1 else None
     axes = {i for i, d in enumerate(a.scale.shape) if d > 1}
-    options: list[tuple[Need | AddAfter, ...] | Refusal] = []
+    options: list[tuple[Need, AddAfter]] = []
     for slot, axis, shape in ((1, column, right), (0, row, left)):
         if axes - ({axis} if axis is not None else set()):
             continue
@@ -127,14 +127,10 @@ def matmul_up(op: Op, output: int, a: Affine) -> Answer:
             scale = affine(a.scale.reshape((1,) * place + (-1,) + (1,) * (len(shape) - place - 1)))
         options.append((Need(slot, scale), AddAfter(a.shift)))
     if not options:
-        return no(op, Reason.WRONG_AXIS, "The scale varies along an axis that neither operand of the product holds alone.")
-    constant = [i for i in (1, 0) if op.is_constant(i)]
+        return no(op, Reason.WRONG_AXIS, "The scale varies along an axis that neither operand holds alone.")
     # a constant takes the scale in at no cost: try that operand first
-    return sorted(options, key=lambda o: isinstance(o, Refusal) or _slot(o) not in constant)
-
-
-def _slot(option: tuple[Need | AddAfter, ...]) -> int:
-    return option[0].slot if isinstance(option[0], Need) else -1
+    options.sort(key=lambda option: not op.is_constant(option[0].slot))
+    return options
 
 
 def matmul_down(op: Op, given: Mapping[int, Affine]) -> Answer:
@@ -156,10 +152,11 @@ def matmul_down(op: Op, given: Mapping[int, Affine]) -> Answer:
         return no(op, Reason.WRONG_AXIS, "The scale varies along an axis of a product with a vector.")
     actions: list[Need] = []
     carried = np.ones(())
-    if s_inner or (a.scale.ndim and not s_outer) or a.scale.ndim == 0:
+    if s_inner or not s_outer:
         vector = a.scale.reshape(-1)
         place = 0 if len(weight_shape) == 1 else len(weight_shape) - (2 if slot == 0 else 1)
-        flat = vector.reshape((1,) * place + (-1,) + (1,) * (len(weight_shape) - place - 1)) if s_inner else vector.reshape(())
+        layout = (1,) * place + (-1,) + (1,) * (len(weight_shape) - place - 1)
+        flat = vector.reshape(layout if s_inner else ())
         actions.append(Need(1 - slot, affine(flat)))
     else:
         carried = raised(a.scale, rank)

@@ -1,7 +1,7 @@
 """BatchNormalization as an absorber: it takes any affine map along its channel.
 
-    up      s*(gamma*x^ + beta) + t = (s*gamma)*x^ + (s*beta + t)                 x^ = (x - mean)/sqrt(var + eps)
-    down    gamma*((s*x + t) - mean)/d + beta = (gamma*s)*x^ + beta + gamma/d*(t - mean*(1 - s))
+up      s*(gamma*x^ + beta) + t = (s*gamma)*x^ + (s*beta + t)                 x^ = (x - mean)/sqrt(var + eps)
+down    gamma*((s*x + t) - mean)/d + beta = (gamma*s)*x^ + beta + gamma/d*(t - mean*(1 - s))
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Pools and means over a window: a map that is constant on the window passes.
 
-    max     max(s*x + t) = s*max(x) + t for s >= 0
-    mean    mean(s*x + t) = s*mean(x) + t, unless padding is counted as values
+max     max(s*x + t) = s*max(x) + t for s >= 0
+mean    mean(s*x + t) = s*mean(x) + t, unless padding is counted as values
 """
 
 from __future__ import annotations

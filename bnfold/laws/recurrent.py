@@ -1,6 +1,6 @@
 """LSTM, downward only: its input projection is linear, its output is not.
 
-    down    W@(s*x + t) + b = (W s)@x + (b + W@t)      for each direction; W is [D, 4H, I], B is [D, 8H] = [Wb, Rb]
+down    W@(s*x + t) + b = (W s)@x + (b + W@t)      for each direction; W is [D, 4H, I], B is [D, 8H] = [Wb, Rb]
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ def lstm_down(op: Op, given: Mapping[int, Affine]) -> Answer:
 LAWS = {
     ("", "LSTM"): Law(
         up_refused, lstm_down,
-        attributes("activation_alpha activation_beta activations clip direction hidden_size input_forget layout output_sequence"),
+        attributes(
+            "activation_alpha activation_beta activations clip direction hidden_size input_forget layout"
+            " output_sequence"
+        ),
     ),
 }  # fmt: skip
