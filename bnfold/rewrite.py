@@ -223,7 +223,7 @@ def _write_nodes(graph: Graph) -> None:
     proto = graph.proto
     order = {id(n): n.order for n in graph.nodes}
     for node in graph.live():
-        if node.changed and node not in graph.inserted:
+        if node.changed:
             del node.proto.input[:]
             node.proto.input.extend(node.inputs)
             del node.proto.output[:]
