@@ -338,7 +338,7 @@ class _Exact(Mapping[str, Array]):
         self._tensors = tensors
 
     def __getitem__(self, name: str) -> Array:
-        return np.ascontiguousarray(self._tensors[name].exact())
+        return np.asarray(self._tensors[name].exact())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)

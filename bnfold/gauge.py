@@ -350,15 +350,18 @@ class Search:
         self.visited: set[Node] = set()
         self.refusals: list[Refusal] = []
         self._steps = 0
+        self._source: Node | None = None
 
     def up(self, node: Node, slot: int, a: Affine) -> Plan | None:
         """The source's input is to be stored as a(input)."""
+        self._source = node
         start = Overlay()
         refused = self._need(start, node, Need(slot, a), None)
         return self._run(start, refused, "up")
 
     def down(self, node: Node, output: int, a: Affine) -> Plan | None:
         """The source's output is to be stored as its input: every reader applies a."""
+        self._source = node
         start = Overlay()
         refused = self._carry(start, node, Carry(a, output), None)
         return self._run(start, refused, "down")
@@ -458,6 +461,8 @@ class Search:
 
     def _ask(self, overlay: Overlay, node: Node, ask: tuple[int, Affine] | dict[int, Affine]) -> Answer:
         self.visited.add(node)
+        if node is self._source:  # it goes, so it can take nothing in
+            return Refusal(Reason.CONFLICT, node.at, "Another reader meets the value before and after this node.")
         if node in overlay.vanished:
             return Refusal(Reason.CONFLICT, node.at, "Two maps meet at this op.")
         if self._protected(node):
