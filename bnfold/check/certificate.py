@@ -73,11 +73,15 @@ def _initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
                 yield from _initializers(body)
 
 
-def _wide(tensor: Tensor) -> _Wide:
+def _wide(tensor: Tensor) -> tuple[_Wide, _Wide]:
+    """A parameter with its edits, and M of its terms: the sum of what was added up, in absolute values."""
     value = tensor.array().astype(np.float64).astype(np.longdouble)
+    size = np.abs(value)
     for step in tensor.steps:
-        value = value * step.scale.astype(np.longdouble) + step.shift.astype(np.longdouble)
-    return np.broadcast_to(value, tensor.shape)
+        scale, shift = step.scale.astype(np.longdouble), step.shift.astype(np.longdouble)
+        value = value * scale + shift
+        size = size * np.abs(scale) + np.abs(shift)
+    return np.broadcast_to(value, tensor.shape), np.broadcast_to(max(1, len(tensor.steps)) * size, tensor.shape)
 
 
 def _source_error(record: Record) -> str | None:
@@ -85,35 +89,35 @@ def _source_error(record: Record) -> str | None:
     found = [None if p is None else _wide(p) for p in record.parameters]
     node = record.node
     if node.op_type == "BatchNormalization":
-        gamma, beta, mean, variance = (p for p in found[1:5] if p is not None)
-        epsilon = next((a.f for a in node.proto.attribute if a.name == "epsilon"), float(np.float32(1e-5)))
-        if not any(a.name == "epsilon" for a in node.proto.attribute):
-            epsilon = 1e-5
-        scale = gamma / np.sqrt(variance + np.longdouble(epsilon))
-        shift, size = beta - scale * mean, np.abs(beta) + np.abs(scale * mean)
+        (gamma, gamma_m), (beta, beta_m), (mean, mean_m), (variance, variance_m) = (p for p in found[1:5] if p)
+        epsilon = next((np.longdouble(a.f) for a in node.proto.attribute if a.name == "epsilon"), np.longdouble("1e-5"))
+        scale = gamma / np.sqrt(variance + epsilon)
+        scale_m = np.abs(scale) * (1 + variance_m / (variance + epsilon)) + gamma_m / np.sqrt(variance + epsilon)
+        shift, shift_m = beta - scale * mean, beta_m + np.abs(scale) * mean_m + scale_m * np.abs(mean)
     else:
-        (constant,) = (p for p in found if p is not None)
+        ((constant, constant_m),) = (p for p in found if p is not None)
         first = found[0] is not None
-        one = np.ones_like(constant)
+        one, zero = np.ones_like(constant), np.zeros_like(constant)
         match node.op_type:
             case "Mul":
-                scale, shift = constant, 0 * constant
+                scale, scale_m, shift, shift_m = constant, constant_m, zero, zero
             case "Div":
-                scale, shift = 1 / constant, 0 * constant
+                scale, shift, shift_m = 1 / constant, zero, zero
+                scale_m = np.abs(scale) * (1 + constant_m * np.abs(scale))
             case "Add":
-                scale, shift = one, constant
+                scale, scale_m, shift, shift_m = one, zero, constant, constant_m
             case _:
-                scale, shift = (-one, constant) if first else (one, -constant)
-        size = np.abs(shift)
-    for name, expected, got, slack in (
-        ("scale", scale, record.scale, np.abs(scale)), ("shift", shift, record.shift, size)
+                scale, scale_m, shift_m = (-one if first else one), zero, constant_m
+                shift = constant if first else -constant
+    for name, expected, got, size in (
+        ("scale", scale, record.scale, scale_m), ("shift", shift, record.shift, shift_m)
     ):  # fmt: skip
-        difference = np.abs(_spread(got, expected) - expected.reshape(-1))
-        if not (difference <= 8 * _U * slack.reshape(-1)).all():
-            worst = int(np.argmax(difference - 8 * _U * slack.reshape(-1)))
+        difference = np.abs(_spread(got, expected) - expected.reshape(-1)) - 8 * _U * size.reshape(-1)
+        if not (difference <= 0).all():
+            worst = int(np.argmax(difference))
             return (
-                f"The {name} of {node.at} is {_spread(got, expected)[worst]:.9g} at element {worst}; "
-                f"its parameters give {float(expected.reshape(-1)[worst]):.9g}."
+                f"The {name} of {node.at} is {_spread(got, expected)[worst]:.17g} at element {worst}; "
+                f"its parameters give {float(expected.reshape(-1)[worst]):.17g}."
             )
     return None
 
