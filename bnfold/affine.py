@@ -28,6 +28,8 @@ def squashed(array: ArrayLike) -> Array:
     channel count is never mistaken for it.
     """
     out: Array = np.asarray(array, np.float64)
+    if out.size == 1 or (out.size in out.shape and out.item(0) != out.item(-1)):
+        return out  # one value, or one axis that varies: what nearly every normalization has
     for axis, size in enumerate(out.shape):
         if size > 1:
             first = out[(slice(None),) * axis + (slice(0, 1),)]
@@ -53,7 +55,7 @@ class Affine:
 
     @property
     def is_identity(self) -> bool:
-        return self.is_pure_shift and self.is_pure_scale
+        return self.scale.size == self.shift.size == 1 and self.scale.item() == 1.0 and self.shift.item() == 0.0
 
     @property
     def is_pure_scale(self) -> bool:

@@ -281,14 +281,15 @@ class _Folder:
         if plan is None:
             run.refusals[node] = refusals
             return False, visited | {node}
-        growth = sum(c.growth(graph) for c in rewrite.changes(graph, plan))
+        edits = rewrite.changes(graph, plan)
+        growth = sum(c.growth(graph) for c in edits)
         if self.growth + growth > self._max_growth and growth > 0:
             text = f"It would add {growth:,} bytes; {max(0, self._max_growth - self.growth):,} are left to add."
             run.refusals[node] = [Refusal(Reason.GROWTH, node.at, text, (), plan.direction), *refusals]
             return False, visited | {node}
         self.growth += max(0, growth)
         parameters = tuple(graph.constant(i) if i else None for i in node.inputs)
-        touched = rewrite.apply(graph, node, source.slot, plan)
+        touched = rewrite.apply(graph, node, source.slot, plan, edits)
         run.plans[node] = plan
         run.refusals.pop(node, None)
         records.append(Record(node, parameters, source.affine.scale, source.affine.shift, plan))

@@ -341,10 +341,10 @@ class Search:
         laws: Mapping[tuple[str, str], Law],
         *,
         inserts: int,
-        inverse: Refusal | None,
+        inverse: Callable[[], Refusal | None],
         protected: Callable[[Node], bool] = lambda _: False,
     ) -> None:
-        """inserts: how many Adds may come in. inverse: why no reader may be given the inverse, or None."""
+        """inserts: how many Adds may come in. inverse: why no reader may be given the inverse, or None; asked when one needs it."""
         self._graph, self._laws, self._inserts, self._inverse = graph, laws, inserts, inverse
         self._protected = protected
         self.visited: set[Node] = set()
@@ -445,8 +445,9 @@ class Search:
         if not others:
             return None
         a = overlay.produced[value]
-        if self._inverse is not None:
-            return self._inverse
+        weak = self._inverse()
+        if weak is not None:
+            return weak
         if not a.scale.all():
             return Refusal(
                 Reason.ZERO_SCALE, others[0][0].at, "It reads the value too, and a zero scale has no inverse."
@@ -515,8 +516,8 @@ class Search:
     def _need(self, overlay: Overlay, node: Node, need: Need, path: _Path) -> Refusal | None:
         if need.affine.is_identity:
             return None
-        if need.inverse and self._inverse is not None:
-            return self._inverse
+        if need.inverse and (weak := self._inverse()) is not None:
+            return weak
         edge = (node, need.slot)
         if not node.has(need.slot):
             base = overlay.edits.get(edge)

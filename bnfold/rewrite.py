@@ -34,6 +34,8 @@ class Change:
 
 def changes(graph: Graph, plan: Plan) -> list[Change]:
     """The plan's edits, equal ones of the same constant joined."""
+    if len(plan.edits) < 2 or len({i for n, k in plan.edits if (i := n.inputs[k] if n.has(k) else "")}) == len(plan.edits):
+        return [_change(graph, plan, n.inputs[k] if n.has(k) else None, [(n, k)]) for n, k in plan.edits]
     groups: dict[tuple[object, ...], list[tuple[Node, int]]] = {}
     for edge, edited in plan.edits.items():
         node, slot = edge
@@ -42,12 +44,15 @@ def changes(graph: Graph, plan: Plan) -> list[Change]:
         steps = edited.steps[len(base.steps) if base is not None else 0 :]
         owner: object = name if name is not None else edge
         groups.setdefault((owner, *(s.key() for s in steps)), []).append(edge)
-    out: list[Change] = []
-    for (owner, *_), edges in groups.items():
-        name = owner if isinstance(owner, str) else None
-        alone = name is not None and _only_readers(graph, name, edges, plan.edits[edges[0]].shape)
-        out.append(Change(name, plan.edits[edges[0]], tuple(edges), alone))
-    return out
+    return [
+        _change(graph, plan, owner if isinstance(owner, str) else None, edges) for (owner, *_), edges in groups.items()
+    ]
+
+
+def _change(graph: Graph, plan: Plan, name: str | None, edges: list[tuple[Node, int]]) -> Change:
+    edited = plan.edits[edges[0]]
+    alone = name is not None and _only_readers(graph, name, edges, edited.shape)
+    return Change(name, edited, tuple(edges), alone)
 
 
 def _only_readers(graph: Graph, name: str, edges: Sequence[tuple[Node, int]], shape: tuple[int, ...]) -> bool:
@@ -61,11 +66,11 @@ def _only_readers(graph: Graph, name: str, edges: Sequence[tuple[Node, int]], sh
     return local and all(kept_shape and graph.is_neutral(*edge) for edge in others)
 
 
-def apply(graph: Graph, source: Node, slot: int, plan: Plan) -> set[Node]:
-    """Carry the plan out. Returns the nodes around which something changed."""
+def apply(graph: Graph, source: Node, slot: int, plan: Plan, edits: Sequence[Change]) -> set[Node]:
+    """Carry the plan out. edits: its `changes`. Returns the nodes around which something changed."""
     touched = {source, *plan.through, *plan.into}
     orphans: list[str] = []
-    for change in changes(graph, plan):
+    for change in edits:
         orphans += _edit(graph, change)
     for node, values in plan.attributes.items():
         for name, value in values.items():
@@ -95,9 +100,7 @@ def _edit(graph: Graph, change: Change) -> list[str]:
             graph.set_input(reader, at, name)
         if change.name:
             orphans.append(change.name)
-    graph.tensors[name] = Tensor(
-        edited.name or name, edited.data_type, edited.shape, edited.proto, edited.directory, edited.steps
-    )
+    graph.tensors[name] = edited if edited.name else edited.named(name)
     graph.edited[name] = change.name
     graph.forget(name)
     return orphans

@@ -6,6 +6,8 @@ x*c, x/c, x+c, x-c, c-x          with a floating constant c that provably broadc
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,12 +27,12 @@ _NOISE = 16.0  # how much worse conditioned an inverse may leave a value than th
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Source:
-    """y = affine(x): `node`'s input `slot` is x, its output 0 is y. `inverse`: why nobody may undo it, or None."""
+    """y = affine(x): `node`'s input `slot` is x, its output 0 is y. `inverse()`: why nobody may undo it, or None."""
 
     node: Node
     slot: int
     affine: Affine
-    inverse: Refusal | None = None
+    inverse: Callable[[], Refusal | None]
     warning: str | None = None
 
     @property
@@ -78,15 +80,21 @@ def batch_normalization(graph: Graph, node: Node) -> Source | Refusal:
         return Refusal(Reason.MALFORMED, node.at, f"Its parameters have different or impossible shapes: {shapes}.")
     gamma, beta, mean, var = parameters
     epsilon = float(node.attribute("epsilon", 1e-5))
-    bad = ~np.isfinite(gamma) | ~np.isfinite(beta) | ~np.isfinite(mean) | ~np.isfinite(var) | ~(var + epsilon > 0)
-    if bad.any():
-        return Refusal(Reason.BAD_STATISTICS, node.at, _bad_channels(bad.reshape(-1), parameters, epsilon))
+    with np.errstate(all="ignore"):
+        deviation = np.sqrt(var + epsilon)
+        scale = gamma / deviation
+        shift = beta - scale * mean
+        # a sum is finite only if all its terms are
+        sound = math.isfinite(float((scale + shift + deviation).sum())) and bool(deviation.all())
+    if not sound:
+        bad = ~np.isfinite(gamma) | ~np.isfinite(beta) | ~np.isfinite(mean) | ~np.isfinite(var) | ~(var + epsilon > 0)
+        if bad.any():
+            return Refusal(Reason.BAD_STATISTICS, node.at, _bad_channels(bad.reshape(-1), parameters, epsilon))
+        if not (np.isfinite(scale).all() and np.isfinite(shift).all()):
+            return Refusal(Reason.OUT_OF_RANGE, node.at, "Its scale or shift is beyond float64.")
     rank = graph.shapes.rank(node.inputs[0])
     if rank is None:
         return Refusal(Reason.UNKNOWN_SHAPE, node.inputs[0], f"The rank of {node.inputs[0]} is not known.")
-    deviation = np.sqrt(var + epsilon)
-    scale = gamma / deviation
-    shift = beta - scale * mean
     count = gamma.size if spatial else gamma.shape[0]
     misfit = _channel_misfit(graph, node, rank, count)
     if misfit is not None:
@@ -97,17 +105,22 @@ def batch_normalization(graph: Graph, node: Node) -> Source | Refusal:
         a = affine(scale[None], shift[None]) if gamma.ndim == rank - 1 else None
     if a is None:
         return Refusal(Reason.MALFORMED, node.at, f"Its parameters do not fit a value of rank {rank}.")
-    # Undoing the map costs the reader u*(|beta| + spread)/|scale| where the original had u*(|mean| + spread).
-    with np.errstate(divide="ignore", invalid="ignore"):
-        noise = (np.abs(beta) / np.abs(scale) + 3 * deviation) / (np.abs(mean) + 3 * np.sqrt(np.maximum(var, 0.0)))
-    weak = ~(noise <= _NOISE)
-    inverse = None
-    if weak.any():
+
+    def inverse() -> Refusal | None:
+        # Undoing the map costs the reader u*(|beta| + spread)/|scale| where the original had u*(|mean| + spread).
+        with np.errstate(divide="ignore", invalid="ignore"):
+            spread = np.sqrt(np.maximum(var, 0.0))
+            noise = (np.abs(beta) / np.abs(scale) + 3 * deviation) / (np.abs(mean) + 3 * spread)
+        weak = ~(noise <= _NOISE)
+        if not weak.any():
+            return None
         where = _list(weak.reshape(-1))
-        inverse = Refusal(
+        return Refusal(
             Reason.ZERO_SCALE, node.at, f"Other readers would need its inverse, but gamma is (nearly) 0 in {where}."
         )
-    warning = f"{node.at}: the variance is negative in {_list((var < 0).reshape(-1))}." if (var < 0).any() else None
+
+    negative = float(var.min()) < 0
+    warning = f"{node.at}: the variance is negative in {_list((var < 0).reshape(-1))}." if negative else None
     return Source(node, 0, a, inverse, warning)
 
 
@@ -182,13 +195,13 @@ def arithmetic(graph: Graph, node: Node) -> Source | None:
             a = affine(1.0, -c) if slot == 0 else affine(-1.0, c)
     if a.is_pure_shift and slot == 0 and _is_bias(graph, node):
         return None
-    size = np.abs(a.scale)
-    weak = not (size.min() > 1e-3 * size.max() and np.abs(a.shift).max() <= _NOISE * size.max())
-    inverse = (
-        Refusal(Reason.ZERO_SCALE, node.at, "Other readers would need its inverse, which is ill-conditioned.")
-        if weak
-        else None
-    )
+
+    def inverse() -> Refusal | None:
+        size = np.abs(a.scale)
+        if size.min() > 1e-3 * size.max() and np.abs(a.shift).max() <= _NOISE * size.max():
+            return None
+        return Refusal(Reason.ZERO_SCALE, node.at, "Other readers would need its inverse, which is ill-conditioned.")
+
     return Source(node, slot, a, inverse)
 
 

@@ -81,8 +81,9 @@ class Tensor:
             return self._exact
         value: Array = self.array().astype(np.float64)
         for step in self.steps:
-            value = value * step.scale
-            if step.shift.any():
+            if not step.is_pure_shift:
+                value = value * step.scale
+            if not step.is_pure_scale:
                 value = value + step.shift
         if value.shape != self.shape:
             value = np.broadcast_to(value, self.shape)
@@ -95,6 +96,10 @@ class Tensor:
         if shape is None:
             shape = np.broadcast_shapes(self.shape, step.scale.shape, step.shift.shape)
         return Tensor(self.name, self.data_type, shape, self.proto, self.directory, (*self.steps, step))
+
+    def named(self, name: str) -> Tensor:
+        """The same tensor under another name."""
+        return Tensor(name, self.data_type, self.shape, self.proto, self.directory, self.steps, self._exact)
 
     def retyped(self, data_type: int) -> Tensor:
         """The same value, to be stored as another floating type."""
@@ -110,8 +115,7 @@ class Tensor:
 
     def misfit(self) -> str | None:
         """Why the edited value does not fit its stored type (overflow, a non-zero value lost to underflow), or None."""
-        scales = [float(np.abs(s.scale[s.scale != 0]).min(initial=1.0)) for s in self.steps]
-        if self.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE) and self._fits(min(scales, default=1.0)):
+        if self.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE) and self._fits():
             return None
         exact = self.exact()
         stored = rounded(exact, self.data_type)
@@ -125,10 +129,17 @@ class Tensor:
                 return f"{self.name}[{index}] = {exact[where]:.6g} would {what} in {type_name(self.data_type)}"
         return None
 
-    def _fits(self, least: float) -> bool:
+    def _fits(self) -> bool:
         # a bound instead of a look at each element: float32 is wide, and only tiny or huge scales can leave it
-        if least < 2.0**-20:
-            return False
+        for step in self.steps:
+            least = float(np.abs(step.scale).min())
+            if least == 0.0:
+                least = float(np.abs(step.scale[step.scale != 0]).min(initial=1.0))
+            if least < 2.0**-20:
+                return False
+        if self.size <= _CACHED:
+            exact = self.exact()
+            return not exact.size or float(np.abs(exact).max()) < _LARGEST[self.data_type] / 2
         base = self.array()
         top = max(float(base.max()), -float(base.min())) if base.size else 0.0
         for step in self.steps:
