@@ -217,14 +217,24 @@ class Law:
     up(op, output, a): alternatives that make the op's output become a(output).
     down(op, given): alternatives that make the op compute with given[slot](input) in place of each of these inputs.
     attributes: every attribute of the op that the law has thought of; the search refuses any other.
+    up_all(op, wanted): the same as `up` for several outputs at once, where they are one demand (Split).
     """
 
     up: Callable[[Op, int, Affine], Answer]
     down: Callable[[Op, Mapping[int, Affine]], Answer]
     attributes: frozenset[str]
+    up_all: Callable[[Op, Mapping[int, Affine]], Answer] | None = None
 
 
 _Path: TypeAlias = "tuple[Node, _Path] | None"
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What one op is asked: the maps that its outputs shall get (up), or those that its inputs have got (down)."""
+
+    way: str
+    maps: Mapping[int, Affine]
 
 
 def _names(path: _Path) -> tuple[str, ...]:
@@ -380,7 +390,7 @@ class Search:
             elif step is None:
                 return self._finish(overlay, direction)
             else:
-                node, ask, path, way = step
+                node, ask, path = step
                 self._steps += 1
                 if self._steps > STEPS:
                     self._note(
@@ -395,7 +405,7 @@ class Search:
                     if isinstance(option, Refusal):
                         self._note(option, direction, path)
                     else:
-                        options.append((option, node, path, way))
+                        options.append((option, node, path, ask.way))
                 if len(options) == 1:
                     dead = not self._apply(overlay, options[0], direction)
                 else:
@@ -417,14 +427,18 @@ class Search:
         if told not in self.refusals:
             self.refusals.append(told)
 
-    def _next(
-        self, overlay: Overlay
-    ) -> tuple[Node, tuple[int, Affine] | dict[int, Affine], _Path, str] | Refusal | None:
-        # Upward demands first, because they say which readers agree; then maps on their way down, the joins of
-        # several values last, so that both arms of a diamond have arrived.
+    def _next(self, overlay: Overlay) -> tuple[Node, _Wanted, _Path] | Refusal | None:
+        # Upward demands first, because they say which readers agree, and an op of several outputs when all of them
+        # have been asked for; then maps on their way down, the joins of several values last, so that both arms of a
+        # diamond have arrived.
         if overlay.ups:
-            node, output, a, path = overlay.ups.pop()
-            return node, (output, a), path, "up"
+            at = next((i for i in range(len(overlay.ups) - 1, -1, -1) if len(overlay.ups[i][0].outputs) == 1), -1)
+            node, output, a, path = overlay.ups.pop(at)
+            wanted = {output: a}
+            if len(node.outputs) > 1:
+                wanted |= {o: b for n, o, b, _ in overlay.ups if n is node}
+                overlay.ups = [up for up in overlay.ups if up[0] is not node]
+            return node, _Wanted("up", wanted), path
         while overlay.siblings:
             value, path = overlay.siblings.pop()
             refused = self._compensate(overlay, value, path)
@@ -433,7 +447,7 @@ class Search:
         if overlay.downs:
             node = min(overlay.downs, key=lambda n: (self._graph.joins(n), n.order))
             given, path = overlay.downs.pop(node)
-            return node, given, path, "down"
+            return node, _Wanted("down", given), path
         return None
 
     def _compensate(self, overlay: Overlay, value: str, path: _Path) -> Refusal | None:
@@ -460,7 +474,7 @@ class Search:
                 return refused
         return None
 
-    def _ask(self, overlay: Overlay, node: Node, ask: tuple[int, Affine] | dict[int, Affine]) -> Answer:
+    def _ask(self, overlay: Overlay, node: Node, ask: _Wanted) -> Answer:
         self.visited.add(node)
         if node is self._source:  # it goes, so it can take nothing in
             return Refusal(Reason.CONFLICT, node.at, "Another reader meets the value before and after this node.")
@@ -477,7 +491,13 @@ class Search:
             strange = sorted(set(node.attribute_names) - law.attributes)
             return Refusal(Reason.UNKNOWN_OP, node.at, f"{node.op_type} has an unknown attribute {strange[0]!r}.")
         op = OverlaidOp(self._graph, overlay, node)
-        return law.up(op, *ask) if isinstance(ask, tuple) else law.down(op, ask)
+        if ask.way == "down":
+            return law.down(op, ask.maps)
+        if len(ask.maps) == 1:
+            return law.up(op, *next(iter(ask.maps.items())))
+        if law.up_all is not None:
+            return law.up_all(op, ask.maps)
+        return Refusal(Reason.CONFLICT, node.at, f"More than one output of {node.op_type} would have to change.")
 
     def _apply(self, overlay: Overlay, option: tuple[tuple[Action, ...], Node, _Path, str], direction: str) -> bool:
         actions, node, path, way = option

@@ -184,20 +184,18 @@ def _factor(op: Op, constant: int, scale: Array) -> Need | Refusal:
 
 
 def mul_down(op: Op, given: Mapping[int, Affine]) -> Answer:
-    if len(given) > 1 or op.slots != 2:
-        return no(op, Reason.NONLINEAR, "Both operands of the product would change.")
-    ((slot, a),) = given.items()
     out = op.output_shape()
-    if out is None and a.rank:
+    if op.slots != 2:
+        return no(op, Reason.UNKNOWN_OP, f"{op.kind} with {op.slots} operands.")
+    if out is None and any(a.rank for a in given.values()):
         return no(op, Reason.UNKNOWN_SHAPE, "The rank of the output is not known.")
+    rank = len(out) if out is not None else 0
+    if len(given) > 1 or not op.is_constant(1 - next(iter(given))):
+        return _product_down(op, given, rank)
+    ((slot, a),) = given.items()
     if op.kind == "Div" and slot == 1:
         return no(op, Reason.NONLINEAR, "The value is a divisor.")
-    rank = len(out) if out is not None else 0
     scale, shift = raised(a.scale, rank), raised(a.shift, rank)
-    if not op.is_constant(1 - slot):
-        if not a.is_pure_scale:
-            return no(op, Reason.NONLINEAR, "A product of two values carries a scale, but no shift.")
-        return [(Carry(affine(scale)),)]
     c = _constant(op, 1 - slot)
     if c is None:
         return no(op, Reason.UNKNOWN_SHAPE, "The constant's place in the value is not known.")
@@ -207,6 +205,21 @@ def mul_down(op: Op, given: Mapping[int, Affine]) -> Answer:
     own = _factor(op, 1 - slot, scale)
     first = own if isinstance(own, Refusal) else (own, Carry(affine(1.0, onward)))
     return [first, (Carry(affine(scale, onward)),)]
+
+
+def _product_down(op: Op, given: Mapping[int, Affine], rank: int) -> Answer:
+    """Of two values: the scales of both leave it together."""
+    scale: Array = np.ones(())
+    for slot, a in given.items():
+        if not a.is_pure_scale:
+            return no(op, Reason.NONLINEAR, "A product of two values carries a scale, but no shift.")
+        if op.kind == "Div" and slot == 1:
+            if not a.scale.all():
+                return no(op, Reason.ZERO_SCALE, "The divisor would be 0.")
+            scale = scale / raised(a.scale, rank)
+        else:
+            scale = scale * raised(a.scale, rank)
+    return [(Carry(affine(scale)),)]
 
 
 def identity_up(op: Op, output: int, a: Affine) -> Answer:
