@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -32,6 +32,16 @@ if TYPE_CHECKING:
     from .check.certificate import CertificateResult
     from .check.verdict import CheckResult
 
+_UNASKED = "it folds only where the check finds the same integers, and none was asked for."
+_ROUNDING = frozenset(("Floor", "Ceil", "Round", "QuantizeLinear", "DynamicQuantizeLinear"))
+_INTEGERS = frozenset(
+    value for name, value in onnx.TensorProto.DataType.items() if name.startswith(("INT", "UINT", "BOOL"))
+)
+# ops that pass the numbers on as they are: what is rounded behind them is the source's own value
+_SELECTING = frozenset(
+    """Identity Relu Clip Max Min MaxPool Transpose Reshape Flatten Squeeze Unsqueeze Slice Split Gather Concat Pad
+    Dropout Expand Tile DepthToSpace SpaceToDepth""".split()
+)
 _FREE_GROWTH = 16 << 20  # bytes that clones and grown biases may always add
 
 
@@ -52,16 +62,41 @@ def fold(
     keep_inputs: they are not, even where listing them all is only the exporter's habit.
     max_growth: bytes that clones and grown biases may add; None: the larger of 10 % of the model and 16 MiB.
 
+    A source in front of an op that rounds (Cast to integers, Floor, QuantizeLinear ...) is folded with a note: `check`
+    passes it only if the integers there stay the same, bit for bit.
+
     Raises UnreadableModel, MalformedModel, UnsupportedModel; UsageError for a pattern that matches no source.
     """
+    return fold_leaving(
+        model, {}, skip=skip, only=only, freeze_inputs=freeze_inputs, keep_inputs=keep_inputs, max_growth=max_growth
+    )
+
+
+def fold_leaving(
+    model: str | os.PathLike[str] | onnx.ModelProto,
+    leave: Mapping[str, str] | None,
+    *,
+    skip: Sequence[str] = (),
+    only: Sequence[str] = (),
+    freeze_inputs: bool = False,
+    keep_inputs: bool = False,
+    max_growth: int | Callable[[int], int] | None = None,
+) -> FoldResult:
+    """`fold`, but sources in front of the rounding ops named in `leave` stay, for the reason given there (None: all).
+
+    max_growth: may also be a function of the model's size in bytes.
+    """
     source = load(model)
-    limit = max(_FREE_GROWTH, source.total_size // 10) if max_growth is None else max_growth
+    if max_growth is None:
+        limit = max(_FREE_GROWTH, source.total_size // 10)
+    else:
+        limit = max_growth if isinstance(max_growth, int) else max_growth(source.total_size)
     overridable, frozen = overridable_inputs(source.model, freeze_inputs=freeze_inputs, keep_inputs=keep_inputs)
     opsets = {"" if i.domain == "ai.onnx" else i.domain: i.version for i in source.model.opset_import}
     original = onnx.ModelProto()
     original.CopyFrom(source.model)
     main = Graph(source.model.graph, opsets, source.directory, stored=original.graph, overridable=overridable)
-    folder = _Folder(tuple(skip), tuple(only), limit)
+    folder = _Folder(tuple(skip), tuple(only), limit, leave)
     graphs = list(_nested(main))
     before = sum(g.size() for g in graphs)
     runs = [run for graph in graphs for run in folder.runs(graph)]
@@ -72,7 +107,7 @@ def fold(
     if changed:
         for graph in graphs:
             left += rewrite.finish(graph, inputs_too=graph is main and source.model.ir_version < 4)
-    notes = [*source.notes, *folder.notes]
+    notes = [*source.notes, *folder.notes, *_rounding_notes(folder.rounded)]
     left = [name for name in left if name in frozen]
     if left:
         notes.append(
@@ -96,9 +131,18 @@ def fold(
         source.model,
         ModelFile(original, source.path, source.directory, source.size),
         changed,
+        tuple(dict.fromkeys(folder.rounded.values())),
         main,
         records[main],
     )
+
+
+def _rounding_notes(rounded: Mapping[str, str]) -> list[str]:
+    if not rounded:
+        return []
+    first, *more = rounded
+    many = f"{len(rounded)} folded sources ({first}, ...) stand" if more else f"{first}, which was folded, stands"
+    return [f"{many} in front of an op that rounds: the check wants the same integers there, bit for bit."]
 
 
 def _counted(report: FoldReport) -> FoldReport:
@@ -198,8 +242,12 @@ class Run:
 class _Folder:
     """The loop over the sources of one graph at a time."""
 
-    def __init__(self, skip: tuple[str, ...], only: tuple[str, ...], max_growth: int) -> None:
-        self._skip, self._only, self._max_growth = skip, only, max_growth
+    def __init__(
+        self, skip: tuple[str, ...], only: tuple[str, ...], max_growth: int, leave: Mapping[str, str] | None
+    ) -> None:
+        self._skip, self._only, self._max_growth, self._leave = skip, only, max_growth, leave
+        self._rounding: dict[Graph, Mapping[str, Node]] = {}
+        self.rounded: dict[str, str] = {}  # source -> the value that an op makes by rounding what comes from it
         self._runs: dict[Node, Run] = {}
         self._matched: set[str] = set()
         self.growth = 0
@@ -287,6 +335,14 @@ class _Folder:
             text = f"It would add {growth:,} bytes; {max(0, self._max_growth - self.growth):,} are left to add."
             run.refusals[node] = [Refusal(Reason.GROWTH, node.at, text, (), plan.direction), *refusals]
             return False, visited | {node}
+        rounding = self._rounding_behind(graph, node)
+        if rounding is not None:
+            asked = self._leave is not None and graph.parent is None  # the check does not see into subgraphs
+            text = self._leave.get(rounding.outputs[0]) if asked and self._leave is not None else _UNASKED
+            if text is not None:
+                run.refusals[node] = [Refusal(Reason.NONLINEAR, rounding.at, f"{rounding.at} rounds it: {text}")]
+                return False, visited | {node}
+            self.rounded[node.at] = rounding.outputs[0]
         self.growth += max(0, growth)
         parameters = tuple(graph.constant(i) if i else None for i in node.inputs)
         touched = rewrite.apply(graph, node, source.slot, plan, edits)
@@ -294,6 +350,23 @@ class _Folder:
         run.refusals.pop(node, None)
         records.append(Record(node, parameters, source.affine.scale, source.affine.shift, plan))
         return True, touched
+
+    def _rounding_behind(self, graph: Graph, source: Node) -> Node | None:
+        """The op that rounds what comes from the source to a grid, with nothing in between that computes."""
+        if graph not in self._rounding:
+            self._rounding[graph] = {n.outputs[0]: n for n in graph.nodes if n.outputs and _rounds(n)}
+        if not self._rounding[graph]:
+            return None
+        stack, seen = [source], {source}
+        while stack:
+            for out in stack.pop().outputs:
+                for reader, slot in graph.readers(out):
+                    if slot == 0 and reader.outputs and reader.outputs[0] in self._rounding[graph]:
+                        return reader
+                    if reader not in seen and (reader.op_type in _SELECTING or reader in self._runs):
+                        seen.add(reader)
+                        stack.append(reader)
+        return None
 
     def _plan(self, graph: Graph, source: sources.Source) -> tuple[Plan | None, list[Refusal], set[Node]]:
         inserts = 1 if source.is_batch_normalization else 0
@@ -321,6 +394,12 @@ class _Folder:
         if self._protected(node) or (self._only and not any(_matches(node, p) for p in self._only)):
             return Refusal(Reason.SKIPPED, node.at, "It was left out by --skip or --only.")
         return None
+
+
+def _rounds(node: Node) -> bool:
+    if node.op_type == "Cast":
+        return int(node.attribute("to", 0)) in _INTEGERS
+    return node.domain == "" and node.op_type in _ROUNDING
 
 
 def _rank(plan: Plan) -> tuple[int, bool, int]:
@@ -359,6 +438,7 @@ class FoldResult:
     model: onnx.ModelProto
     source: ModelFile
     changed: bool
+    rounded: tuple[str, ...]  # values that an op makes by rounding a folded source's: they must stay as they are
     _graph: Graph = field(repr=False)
     _records: list[Record] = field(repr=False)
 
@@ -407,6 +487,7 @@ class FoldResult:
             threads=threads,
             exact=self.exact,
             certificate=self.certificate(candidate),
+            integers=self.rounded,
         )
 
     def save(self, path: str | os.PathLike[str]) -> list[Path]:

@@ -354,7 +354,9 @@ class Search:
         inverse: Callable[[], Refusal | None],
         protected: Callable[[Node], bool] = lambda _: False,
     ) -> None:
-        """inserts: how many Adds may come in. inverse: why no reader may be given the inverse, or None; asked when one needs it."""
+        """inserts: how many Adds may come in.
+        inverse: why no reader may be given the inverse, or None; asked only when one needs it.
+        """
         self._graph, self._laws, self._inserts, self._inverse = graph, laws, inserts, inverse
         self._protected = protected
         self.visited: set[Node] = set()

@@ -34,7 +34,9 @@ class Change:
 
 def changes(graph: Graph, plan: Plan) -> list[Change]:
     """The plan's edits, equal ones of the same constant joined."""
-    if len(plan.edits) < 2 or len({i for n, k in plan.edits if (i := n.inputs[k] if n.has(k) else "")}) == len(plan.edits):
+    if len(plan.edits) < 2 or len({i for n, k in plan.edits if (i := n.inputs[k] if n.has(k) else "")}) == len(
+        plan.edits
+    ):
         return [_change(graph, plan, n.inputs[k] if n.has(k) else None, [(n, k)]) for n, k in plan.edits]
     groups: dict[tuple[object, ...], list[tuple[Node, int]]] = {}
     for edge, edited in plan.edits.items():

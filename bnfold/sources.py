@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .affine import Affine, Array, affine, channel
+from .errors import MalformedModel
 from .gauge import Reason, Refusal
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def batch_normalization(graph: Graph, node: Node) -> Source | Refusal:
     if training is not None:
         return Refusal(Reason.TRAINING_MODE, node.at, training)
     if len(node.inputs) < 5 or not all(node.inputs[:5]):
-        return Refusal(Reason.MALFORMED, node.at, "A BatchNormalization has five inputs: X, scale, B, mean, var.")
+        raise MalformedModel(f"{node.at}: a BatchNormalization has five inputs, X, scale, B, mean and var.")
     parameters: list[Array] = []
     for name, role in zip(node.inputs[1:5], ("scale", "bias", "running_mean", "running_var"), strict=True):
         tensor = graph.constant(name)
@@ -77,7 +78,7 @@ def batch_normalization(graph: Graph, node: Node) -> Source | Refusal:
     spatial = graph.opset("") >= 9 or bool(node.attribute("spatial", 1))
     if len(sizes) != 1 or (spatial and parameters[0].ndim != 1):
         shapes = ", ".join(str(list(p.shape)) for p in parameters)
-        return Refusal(Reason.MALFORMED, node.at, f"Its parameters have different or impossible shapes: {shapes}.")
+        raise MalformedModel(f"The parameters of {node.at} have different or impossible shapes: {shapes}.")
     gamma, beta, mean, var = parameters
     epsilon = float(node.attribute("epsilon", 1e-5))
     with np.errstate(all="ignore"):
@@ -128,9 +129,13 @@ def _channel_misfit(graph: Graph, node: Node, rank: int, count: int) -> Refusal 
     shape = graph.shapes.quick(node.inputs[0])
     channels = shape[1] if shape is not None and rank > 1 else 1
     if isinstance(channels, int) and channels != count:
-        return Refusal(
-            Reason.MALFORMED, node.at, f"It has {count} channels of parameters for a value with {channels} channels."
-        )
+        made = graph.producer(node.inputs[0])
+        weight = graph.shape(made[0].inputs[1]) if made is not None and made[0].op_type == "Conv" else None
+        text = f"{count} channels of parameters for a value with {channels} channels."
+        if weight is not None and weight[0] == channels:
+            raise MalformedModel(f"{node.at} has {text}")
+        # elsewhere it may be the declared shape that is wrong: this one stays, the others can fold
+        return Refusal(Reason.MALFORMED, node.at, f"It has {text}")
     return None
 
 

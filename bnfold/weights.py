@@ -39,7 +39,7 @@ _LARGEST: dict[int, float] = {
 # activation of 1e4 would have made 3e-4 of it. Below float32's 2^-150 nothing is missed: only activations near the end
 # of the range could make it more than the last bit of a subnormal. Dead channels (gamma and weights both decayed to
 # 1e-39) have such products.
-_LOST = {onnx.TensorProto.FLOAT16: 2.0**-25}
+_LOST: dict[int, float] = {onnx.TensorProto.FLOAT16: 2.0**-25}
 _CACHED = 1 << 16  # tensors of up to this many elements keep their float64 value: BN parameters, biases
 
 

@@ -384,13 +384,12 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(name: str, tmp_path: P
     assert listing(tmp_path) == before
 
 
-def test_a_malformed_batch_normalization_stays_with_a_sentence(tmp_path: Path):
+@pytest.mark.parametrize("command", ["fold", "explain"])
+def test_a_malformed_batch_normalization_is_refused_with_a_sentence(command: str, tmp_path: Path):
     (tmp_path / "bad.onnx").write_bytes(network(bad=True).SerializeToString())
-    before = listing(tmp_path)
-    run = bnfold(tmp_path, "bad.onnx", "--dry-run", "--fail-on-unfolded", code=1)
-    assert "MALFORMED: It has 3 channels of parameters" in run.stdout
-    assert last(run).startswith("UNFOLDED: 1 normalization stays")
-    assert listing(tmp_path) == before
+    run = bnfold(tmp_path, command, "bad.onnx", code=2)
+    assert "bn has 3 channels of parameters for a value with 4 channels." in run.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.onnx"]
 
 
 @pytest.mark.skipif(not hasattr(os, "setuid"), reason="permissions are POSIX's")

@@ -38,6 +38,7 @@ def check(
     threads: int | None = None,
     exact: Mapping[str, npt.NDArray[Any]] | None = None,
     certificate: Certificate | None = None,
+    integers: Sequence[str] = (),
     timeout: float | None = None,
 ) -> CheckResult:
     """Compare two models, whoever made the second.
@@ -51,11 +52,14 @@ def check(
     exact: the candidate's initializers in float64 before they were rounded, by name (FoldResult.exact): question (a)
         is then answered at float64's own accuracy.
     certificate: gate 1's result, None when it cannot be asked.
+    integers: values inside the models, made by ops that round, that must be the same in both, bit for bit.
 
     Raises UsageError for inputs or shapes that do not fit the model, UnreadableModel for no model; whatever happens
     while the models run is a verdict.
     """
-    return _Check(samples, seed, inputs, shapes, threads, exact, certificate, timeout).run(original, candidate)
+    return _Check(samples, seed, inputs, shapes, threads, exact, certificate, integers, timeout).run(
+        original, candidate
+    )
 
 
 class _Check:
@@ -70,10 +74,13 @@ class _Check:
         threads: int | None,
         exact: Mapping[str, npt.NDArray[Any]] | None,
         certificate: Certificate | None,
+        integers: Sequence[str],
         timeout: float | None,
     ) -> None:
         self._samples, self._seed, self._inputs, self._shapes = samples, seed, inputs, shapes
         self._threads, self._exact, self._certificate, self._timeout = threads, exact, certificate, timeout
+        self._integers = tuple(integers)
+        self._flipped: dict[str, str] = {}
         self._provider_name: str | None = None
         self._ran: tuple[Sample, ...] = ()
         self._warnings: list[str] = []
@@ -92,7 +99,15 @@ class _Check:
         except MemoryError:
             return self._result(Verdict.INCONCLUSIVE, "judging it in float64 needs more memory than there is")
         self._warnings.extend(judgement.warnings)
-        return self._result(judgement.verdict, judgement.sentence, judgement)
+        verdict, sentence = judgement.verdict, judgement.sentence
+        if self._integers and verdict is not Verdict.INCONCLUSIVE:
+            from .integers import changed
+
+            self._flipped = changed(first, second, self._integers, self._ran, provider=self._provider_name is not None)
+            if self._flipped and verdict.passed:
+                name, what = next(iter(self._flipped.items()))
+                verdict, sentence = Verdict.DEGRADED, f"the same function, but {name!r} is rounded: {what.rstrip('.')}"
+        return self._result(verdict, sentence, judgement)
 
     def _gate3(self, original: "ModelFile", candidate: "ModelFile") -> "Judgement":
         from .providers import NoProvider, Provider
@@ -172,6 +187,7 @@ class _Check:
             records,
             self._seed,
             tuple(self._warnings),
+            self._flipped,
         )
 
 

@@ -97,6 +97,7 @@ class CheckResult:
     samples: tuple[SampleRecord, ...] = ()
     seed: int = 0
     warnings: tuple[str, ...] = ()
+    flipped: Mapping[str, str] = field(default_factory=dict[str, str])  # values that had to stay the same bits
 
     def __bool__(self) -> bool:
         return self.verdict.passed

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import sys
-import threading
 import warnings
 from collections.abc import Sequence
-from types import FrameType
 
 import click
 
 from ..errors import BnfoldError
 from .commands import bnfold
 from .output import emit_error, silence
+from .signals import caught
 
 __all__ = ["main"]
 
@@ -32,13 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a sentence with σ² must not fail on an ASCII terminal
-    on_main_thread = threading.current_thread() is threading.main_thread()  # only there may a handler be set
-    before = signal.signal(signal.SIGTERM, _terminated) if on_main_thread else None
     try:
-        return _run(arguments)
+        with caught():
+            return _run(arguments)
     finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
         try:
             sys.stdout.flush()
         except BrokenPipeError:
@@ -74,8 +69,3 @@ def _run(arguments: list[str]) -> int:
 
 def _sentence(text: str) -> str:
     return " ".join(text.split())
-
-
-def _terminated(number: int, frame: FrameType | None) -> None:
-    # an exception, so that a half-made file is removed on the way out
-    raise SystemExit(128 + number)

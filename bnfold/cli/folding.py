@@ -6,7 +6,7 @@ destination -> fold -> candidate beside the target -> check that very file -> mo
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from ..report.json import document
 from ..report.text import explanation, fold_table
 from .options import Growth, destination
 from .output import Console, Step, width
+from .signals import raise_received
 
 if TYPE_CHECKING:
     from ..check.verdict import CheckResult
@@ -89,11 +90,18 @@ def run(model: Path, selection: Selection, checking: Checking, writing: Writing,
     arguments = checking.arguments()
     with console.progress(4) as step:
         step("folding")
-        result = _fold(model, selection)
+        result = _fold(model, selection, {} if checking.wanted else None)
         digest = result.source.sha256 if console.json else ""
         if target is not None:
             _stands_clear(target, result, writing)
-        check, written, accepted = _check_and_write(model, result, target, checking, arguments, writing, step)
+        leave: dict[str, str] = {}
+        while True:
+            check, written, accepted = _check_and_write(result, target, checking, arguments, writing, step)
+            if check is None or not check.flipped or written:
+                break
+            leave.update(check.flipped)  # what is rounded right behind a fold must not change: those sources stay
+            step("folding")
+            result = _fold(model, selection, leave)
     left = len(result.report.unfolded)
     code = check.exit_code if check is not None else 0
     if code == 0 and writing.fail_on_unfolded and left:
@@ -124,7 +132,7 @@ def run_explain(model: Path, selection: Selection, console: Console) -> int:
     """`bnfold explain`: returns the exit code."""
     with console.progress(1) as step:
         step("folding")
-        result = _fold(model, selection)
+        result = _fold(model, selection, {})
     report = result.report
     if console.json:
         source = source_dict(result.source, result.source.sha256, report.opset, report.nodes_before)
@@ -148,18 +156,18 @@ def source_dict(source: ModelFile, digest: str, opset: int, nodes: int) -> dict[
     return {"path": path, "sha256": digest, "bytes": source.size, "opset": opset, "nodes": nodes}
 
 
-def _fold(model: Path, selection: Selection) -> FoldResult:
-    from ..fold import fold
+def _fold(model: Path, selection: Selection, leave: Mapping[str, str] | None) -> FoldResult:
+    from ..fold import fold_leaving
 
     growth = selection.max_growth
-    size = files.load(model).total_size if growth is not None and growth.share is not None else 0
-    return fold(
+    return fold_leaving(
         model,
+        leave,
         skip=selection.skip,
         only=selection.only,
         freeze_inputs=selection.freeze_inputs,
         keep_inputs=selection.keep_inputs,
-        max_growth=None if growth is None else growth.of(size),
+        max_growth=None if growth is None else growth.of,
     )
 
 
@@ -174,7 +182,6 @@ def _stands_clear(target: Path, result: FoldResult, writing: Writing) -> None:
 
 
 def _check_and_write(
-    model: Path,
     result: FoldResult,
     target: Path | None,
     checking: Checking,
@@ -187,6 +194,7 @@ def _check_and_write(
         step("writing")
         if target is None or writing.in_place:
             return None, [], ""
+        raise_received()
         return None, files.copy(result.source, target, overwrite=writing.force), ""
     if target is None:
         step("checking")
@@ -197,6 +205,7 @@ def _check_and_write(
         step("checking")
         check = result.check(path=stage.path, **arguments) if checking.wanted else None
         accepted = writing.accepts(check)
+        raise_received()
         return check, [] if accepted is None else stage.commit(), accepted or ""
 
 
