@@ -22,6 +22,7 @@ from . import rewrite, sources
 from .affine import Array
 from .errors import UsageError
 from .files import ModelFile, copy, load, save
+from .functions import inlined
 from .gauge import Plan, Reason, Refusal, Search, most_telling
 from .graph import Graph, Node, overridable_inputs
 from .laws import LAWS
@@ -93,9 +94,13 @@ def fold_leaving(
         limit = max_growth if isinstance(max_growth, int) else max_growth(source.total_size)
     overridable, frozen = overridable_inputs(source.model, freeze_inputs=freeze_inputs, keep_inputs=keep_inputs)
     opsets = {"" if i.domain == "ai.onnx" else i.domain: i.version for i in source.model.opset_import}
-    original = onnx.ModelProto()
-    original.CopyFrom(source.model)
-    main = Graph(source.model.graph, opsets, source.directory, stored=original.graph, overridable=overridable)
+    original, model = onnx.ModelProto(), source.model
+    original.CopyFrom(model)
+    stored = original
+    if model.functions and (flat := inlined(model)) is not None:
+        model, stored = flat, onnx.ModelProto()
+        stored.CopyFrom(flat)
+    main = Graph(model.graph, opsets, source.directory, stored=stored.graph, overridable=overridable)
     folder = _Folder(tuple(skip), tuple(only), limit, leave)
     graphs = list(_nested(main))
     before = sum(g.size() for g in graphs)
@@ -105,8 +110,9 @@ def fold_leaving(
     changed = any(graph.edited or graph.removed for graph in graphs)
     left: list[str] = []
     if changed:
-        for graph in graphs:
-            left += rewrite.finish(graph, inputs_too=graph is main and source.model.ir_version < 4)
+        for graph in reversed(graphs):  # bodies before the graph that may copy the nodes which hold them
+            rewrite.release(graph)
+            left += rewrite.finish(graph, inputs_too=graph is main and model.ir_version < 4)
     notes = [*source.notes, *folder.notes, *_rounding_notes(folder.rounded)]
     left = [name for name in left if name in frozen]
     if left:
@@ -116,7 +122,7 @@ def fold_leaving(
         )
     report = FoldReport(
         folded=tuple(f for run in runs if (f := run.folded()) is not None),
-        kept=(*(k for run in runs for k in run.kept()), *_in_functions(source.model)),
+        kept=(*(k for run in runs for k in run.kept()), *_in_functions(model)),
         sources=0,
         batch_normalizations=sum(1 for run in runs for n in run.nodes if n.op_type == "BatchNormalization"),
         nodes_before=before,
@@ -128,12 +134,12 @@ def fold_leaving(
     report = _counted(report)
     return FoldResult(
         report,
-        source.model,
+        model,
         ModelFile(original, source.path, source.directory, source.size),
         changed,
         tuple(dict.fromkeys(folder.rounded.values())),
-        main,
-        records[main],
+        graphs,
+        [record for graph in graphs for record in records[graph]],
     )
 
 
@@ -157,6 +163,7 @@ def _counted(report: FoldReport) -> FoldReport:
 
 
 def _nested(graph: Graph) -> Iterator[Graph]:
+    """The graph and the bodies inside it, in the order in which certificate.py goes through a file."""
     yield graph
     for child in graph.children:
         yield from _nested(child)
@@ -171,7 +178,7 @@ def _in_functions(model: onnx.ModelProto) -> Iterator[Kept]:
                 yield Kept(
                     (node.at,), node.op_type, Reason.UNKNOWN_OP, f"function {function.name}",
                     f"It is inside the model-local function {function.name}.",
-                    "Inline the model's functions first (onnx.inliner.inline_local_functions).", (), True,
+                    "Inline it first: onnx.inliner could not, probably because it imports another opset.", (), True,
                 )  # fmt: skip
 
 
@@ -439,18 +446,18 @@ class FoldResult:
     source: ModelFile
     changed: bool
     rounded: tuple[str, ...]  # values that an op makes by rounding a folded source's: they must stay as they are
-    _graph: Graph = field(repr=False)
+    _graphs: list[Graph] = field(repr=False)  # the main graph, then the bodies, outer ones first
     _records: list[Record] = field(repr=False)
 
     @property
     def exact(self) -> Mapping[str, Array]:
         """Initializer name -> its float64 value before rounding, for every tensor that was edited."""
-        return _Exact({name: self._graph.tensors[name] for name in self._graph.edited})
+        return _Exact(self.edited[0])
 
     @cached_property
-    def edited(self) -> Mapping[str, Tensor]:
-        """The edited tensors with their steps, by the name they have in the folded model."""
-        return {name: self._graph.tensors[name] for name in self._graph.edited}
+    def edited(self) -> Sequence[Mapping[str, Tensor]]:
+        """The edited tensors with their steps, by name: the main graph's, then each body's."""
+        return [{name: graph.tensors[name] for name in graph.edited} for graph in self._graphs]
 
     @property
     def records(self) -> Sequence[Record]:

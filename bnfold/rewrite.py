@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from .gauge import Plan
-from .graph import Graph, Node
+from .graph import Graph, Node, free_names
 from .weights import Tensor, tensor
 
 
@@ -184,6 +184,18 @@ def _sweep(graph: Graph, names: list[str]) -> None:
         if node is not None and not any(graph.is_used(node, k) for k in range(len(node.outputs))):
             stack.extend(node.inputs)
             graph.remove(node)
+
+
+def release(graph: Graph) -> None:
+    """The bodies inside are written: remove the constants of this graph that they no longer read."""
+    still: set[str] = set()
+    for node in graph.live():
+        for body in node.subgraphs():
+            still |= free_names(body)
+    freed = [name for name in graph.captured if name not in still]
+    for name in freed:
+        del graph.captured[name]
+    _sweep(graph, freed)
 
 
 def finish(graph: Graph, *, inputs_too: bool) -> list[str]:

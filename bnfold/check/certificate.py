@@ -49,15 +49,17 @@ def certify(result: FoldResult, candidate: str | os.PathLike[str] | onnx.ModelPr
         wrong = _source_error(record)
         if wrong is not None:
             return CertificateResult(False, wrong, {"sources": len(result.records), "wrong": record.node.at})
-    written = {t.name: t for t in _initializers(model.graph)}
-    for name, tensor in result.edited.items():
-        proto = written.get(name)
-        if proto is None:
-            return CertificateResult(False, f"The folded weight {name} is not in the candidate.", {"wrong": name})
-        wrong = _tensor_error(name, tensor, read(proto, directory), proto.data_type)
-        if wrong is not None:
-            return CertificateResult(False, wrong, {"tensors": len(result.edited), "wrong": name})
-    figures = {"tensors": len(result.edited), "sources": len(result.records)}
+    count = sum(map(len, result.edited))
+    for graph, edited in zip(_graphs(model.graph), result.edited, strict=False):
+        written = {t.name: t for t in graph.initializer}
+        for name, tensor in edited.items():
+            proto = written.get(name)
+            if proto is None:
+                return CertificateResult(False, f"The folded weight {name} is not in the candidate.", {"wrong": name})
+            wrong = _tensor_error(name, tensor, read(proto, directory), proto.data_type)
+            if wrong is not None:
+                return CertificateResult(False, wrong, {"tensors": count, "wrong": name})
+    figures = {"tensors": count, "sources": len(result.records)}
     return CertificateResult(
         True,
         f"{figures['tensors']} folded tensors are correctly rounded, from {figures['sources']} recomputed maps",
@@ -65,12 +67,13 @@ def certify(result: FoldResult, candidate: str | os.PathLike[str] | onnx.ModelPr
     )
 
 
-def _initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph and its bodies; a fold moves no node that holds one, so original and candidate have the same order."""
+    yield graph
     for node in graph.node:
         for attribute in node.attribute:
             for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                yield from _initializers(body)
+                yield from _graphs(body)
 
 
 def _wide(tensor: Tensor) -> tuple[_Wide, _Wide]:

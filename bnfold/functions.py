@@ -1,0 +1,52 @@
+"""Model-local functions: those that hold a BatchNormalization are inlined, so that each call folds by itself."""
+
+from __future__ import annotations
+
+import onnx
+
+_Id = tuple[str, str, str]
+
+
+def inlined(model: onnx.ModelProto) -> onnx.ModelProto | None:
+    """The model with the functions inlined that hold a BatchNormalization, themselves or in a function that they call.
+
+    None where there is no such function, or where onnx cannot inline it.
+    """
+    holding = _holding(model)
+    if not holding:
+        return None
+    from onnx import inliner
+
+    try:
+        return inliner.inline_selected_functions(model, [(domain, name) for domain, name, _ in holding], exclude=False)
+    except Exception:  # whatever onnx has against it: the functions stay, and the report says so
+        return None
+
+
+def _holding(model: onnx.ModelProto) -> list[_Id]:
+    bodies = {(f.domain, f.name, f.overload): list(f.node) for f in model.functions}
+    found = {key for key, nodes in bodies.items() if any(_is_source(node) for node in _all(nodes))}
+    while True:
+        callers = {key for key, nodes in bodies.items() if any(_calls(node) in found for node in _all(nodes))}
+        if callers <= found:
+            return [key for key in bodies if key in found]
+        found |= callers
+
+
+def _is_source(node: onnx.NodeProto) -> bool:
+    return node.op_type == "BatchNormalization" and node.domain in ("", "ai.onnx")
+
+
+def _calls(node: onnx.NodeProto) -> _Id:
+    return (node.domain, node.op_type, node.overload)
+
+
+def _all(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """The nodes and those in their bodies."""
+    out: list[onnx.NodeProto] = []
+    for node in nodes:
+        out.append(node)
+        for attribute in node.attribute:
+            for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                out += _all(list(body.node))
+    return out
