@@ -75,11 +75,16 @@ class Node:
         self._attributes = None
 
     def subgraphs(self) -> Iterator[onnx.GraphProto]:
-        for a in self.proto.attribute:
-            if a.type == onnx.AttributeProto.GRAPH:
-                yield a.g
-            elif a.type == onnx.AttributeProto.GRAPHS:
-                yield from a.graphs
+        return bodies_of(self.proto)
+
+
+def bodies_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs among a node's attributes: the branches of an If, the body of a Loop or Scan."""
+    for a in node.attribute:
+        if a.type == onnx.AttributeProto.GRAPH:
+            yield a.g
+        elif a.type == onnx.AttributeProto.GRAPHS:
+            yield from a.graphs
 
 
 class Graph:
@@ -112,6 +117,7 @@ class Graph:
         self.removed: set[Node] = set()
         self.inserted: list[Node] = []
         self.captured: dict[str, str] = {}
+        self._holders: list[Node] = []  # nodes with bodies
         self.edited: dict[str, str | None] = {}  # tensors with an edit, and the constant that each was made from
         self._producer: dict[str, tuple[Node, int]] = {}
         self._readers: dict[str, dict[tuple[Node, int], None]] = {}
@@ -132,6 +138,8 @@ class Graph:
             if node.name:
                 self.names.add(node.name)
             bodies = list(node.subgraphs())
+            if bodies:
+                self._holders.append(node)
             for body in bodies:
                 for name in free_names(body):
                     self.captured.setdefault(name, node.at)
@@ -345,8 +353,8 @@ class Graph:
         """The bodies of If, Loop and Scan in this graph, each a graph of its own that sees this one's constants."""
         return [
             Graph(body, self.opsets, self.directory, stored=stored, parent=self, names=self.names)
-            for node, original in zip(self.nodes, self.stored.node, strict=True)
-            for body, stored in zip(node.subgraphs(), Node(original, 0.0).subgraphs(), strict=True)
+            for node in self._holders
+            for body, stored in zip(node.subgraphs(), bodies_of(self.stored.node[int(node.order)]), strict=True)
         ]
 
 
