@@ -93,6 +93,12 @@ class Affine:
     def only_shift(self) -> Affine:
         return Affine(_ONE, self.shift)
 
+    def shift_first(self) -> tuple[Affine, Affine]:
+        """(upper, lower), upper first: (1, t/s) and (s, 0); where s is 0 they are (0, t) and (1, 0)."""
+        dead = self.scale == 0
+        safe = np.where(dead, 1.0, self.scale)
+        return affine(np.where(dead, 0.0, 1.0), self.shift / safe), affine(safe)
+
     def moved(self, layout: Callable[[Array], Array]) -> Affine:
         """Both coefficient arrays through `layout`; rank-0 coefficients are the same in every layout."""
         return affine(*(layout(a) if a.ndim else a for a in (self.scale, self.shift)))

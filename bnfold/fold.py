@@ -54,6 +54,8 @@ def fold(
     freeze_inputs: bool = False,
     keep_inputs: bool = False,
     max_growth: int | None = None,
+    aggressive: bool = False,
+    partial: bool = False,
 ) -> FoldResult:
     """Fold every inference-time BatchNormalization of a model that can be folded exactly. Nothing is written.
 
@@ -63,13 +65,24 @@ def fold(
     keep_inputs: they are not, even where listing them all is only the exporter's habit.
     max_growth: bytes that clones and grown biases may add; None: the larger of 10 % of the model and 16 MiB.
 
+    aggressive: also where the runtime loses a fusion of its own (Relu before a padded Conv becomes Max).
+    partial: where a scale can go and the shift cannot, leave an Add in place of the BatchNormalization.
+
     A source in front of an op that rounds (Cast to integers, Floor, QuantizeLinear ...) is folded with a note: `check`
     passes it only if the integers there stay the same, bit for bit.
 
     Raises UnreadableModel, MalformedModel, UnsupportedModel; UsageError for a pattern that matches no source.
     """
     return fold_leaving(
-        model, {}, skip=skip, only=only, freeze_inputs=freeze_inputs, keep_inputs=keep_inputs, max_growth=max_growth
+        model,
+        {},
+        skip=skip,
+        only=only,
+        freeze_inputs=freeze_inputs,
+        keep_inputs=keep_inputs,
+        max_growth=max_growth,
+        aggressive=aggressive,
+        partial=partial,
     )
 
 
@@ -82,6 +95,8 @@ def fold_leaving(
     freeze_inputs: bool = False,
     keep_inputs: bool = False,
     max_growth: int | Callable[[int], int] | None = None,
+    aggressive: bool = False,
+    partial: bool = False,
 ) -> FoldResult:
     """`fold`, but sources in front of the rounding ops named in `leave` stay, for the reason given there (None: all).
 
@@ -101,7 +116,7 @@ def fold_leaving(
         model, stored = flat, onnx.ModelProto()
         stored.CopyFrom(flat)
     main = Graph(model.graph, opsets, source.directory, stored=stored.graph, overridable=overridable)
-    folder = _Folder(tuple(skip), tuple(only), limit, leave)
+    folder = _Folder(tuple(skip), tuple(only), limit, leave, aggressive=aggressive, partial=partial)
     graphs = list(_nested(main))
     before = sum(g.size() for g in graphs)
     runs = [run for graph in graphs for run in folder.runs(graph)]
@@ -218,6 +233,7 @@ class Run:
             ways.pop() if len(ways) == 1 else "both",
             tuple(Target(n.at, n.op_type) for n in into),
             tuple(n.at for n in through),
+            any(p.left is not None for p in plans),
         )
 
     def kept(self) -> Iterator[Kept]:
@@ -250,8 +266,16 @@ class _Folder:
     """The loop over the sources of one graph at a time."""
 
     def __init__(
-        self, skip: tuple[str, ...], only: tuple[str, ...], max_growth: int, leave: Mapping[str, str] | None
+        self,
+        skip: tuple[str, ...],
+        only: tuple[str, ...],
+        max_growth: int,
+        leave: Mapping[str, str] | None,
+        *,
+        aggressive: bool,
+        partial: bool,
     ) -> None:
+        self._aggressive, self._partial = aggressive, partial
         self._skip, self._only, self._max_growth, self._leave = skip, only, max_growth, leave
         self._rounding: dict[Graph, Mapping[str, Node]] = {}
         self.rounded: dict[str, str] = {}  # source -> the value that an op makes by rounding what comes from it
@@ -377,16 +401,28 @@ class _Folder:
 
     def _plan(self, graph: Graph, source: sources.Source) -> tuple[Plan | None, list[Refusal], set[Node]]:
         inserts = 1 if source.is_batch_normalization else 0
+        node, slot, a = source.node, source.slot, source.affine
         refusals: list[Refusal] = []
         visited: set[Node] = set()
         best: Plan | None = None
-        for way in ("up", "down"):
-            search = Search(graph, LAWS, inserts=inserts, inverse=source.inverse, protected=self._protected)
-            if way == "up":
-                plan = search.up(source.node, source.slot, source.affine)
-            else:
-                plan = search.down(source.node, 0, source.affine)
-            refusals += search.refusals
+        ways: list[Callable[[Search], Plan | None]] = [lambda s: s.up(node, slot, a), lambda s: s.down(node, 0, a)]
+        if not (a.is_pure_scale or a.is_pure_shift):
+            scale_last = a.shift_first()
+            ways.append(lambda s: s.apart(node, slot, a.only_scale(), a.only_shift()))
+            ways.append(lambda s: s.apart(node, slot, *scale_last))
+            if self._partial and source.is_batch_normalization and a.scale.all():
+                upper, lower = scale_last
+                ways.append(lambda s: s.partly(node, lower, upper.shift))
+        for number, way in enumerate(ways):
+            if number > 1 and best is not None:
+                break
+            search = Search(
+                graph, LAWS, inserts=inserts if number < 4 else 0, inverse=source.inverse, protected=self._protected,
+                aggressive=self._aggressive,
+            )  # fmt: skip
+            plan = way(search)
+            known = {(r.reason, r.at) for r in refusals} if number > 1 else set[tuple[Reason, str]]()
+            refusals += [r for r in search.refusals if (r.reason, r.at) not in known]
             visited |= search.visited
             if plan is not None and (best is None or _rank(plan) > _rank(best)):
                 best = plan

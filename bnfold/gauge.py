@@ -26,7 +26,7 @@ a cap on the steps. It returns a `Plan` or the refusals, and changes nothing; re
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
@@ -155,13 +155,21 @@ class AddAfter:
 
 
 @dataclass(frozen=True, slots=True)
+class Become:
+    """The op turns into `kind` of its input 0 and a constant `operand`, in the layout of output 0."""
+
+    kind: str
+    operand: Array
+
+
+@dataclass(frozen=True, slots=True)
 class Vanish:
     """The op does nothing any more: its output 0 is its input `slot`."""
 
     slot: int
 
 
-Action: TypeAlias = Need | Carry | SetAttribute | AddAfter | Vanish
+Action: TypeAlias = Need | Carry | SetAttribute | AddAfter | Become | Vanish
 Answer: TypeAlias = Refusal | Sequence[tuple[Action, ...] | Refusal]
 Dim: TypeAlias = int | str
 Shape: TypeAlias = tuple[Dim, ...]
@@ -180,6 +188,11 @@ class Op(Protocol):
 
     @property
     def opset(self) -> int: ...
+    @property
+    def aggressive(self) -> bool:
+        """Whether the user allows what costs the runtime a fusion of its own."""
+        ...
+
     @property
     def slots(self) -> int:
         """The number of inputs, absent optional ones included."""
@@ -256,6 +269,7 @@ class Overlay:
     accepted: set[tuple[Node, int]] = field(default_factory=set["tuple[Node, int]"])
     vanished: dict[Node, int] = field(default_factory=dict["Node", int])
     added: dict[Node, Array] = field(default_factory=dict["Node", Array])
+    became: dict[Node, Become] = field(default_factory=dict["Node", Become])
     through: dict[Node, None] = field(default_factory=dict["Node", None])
     directions: set[str] = field(default_factory=set[str])
     ups: list[tuple[Node, int, Affine, _Path]] = field(default_factory=list["tuple[Node, int, Affine, _Path]"])
@@ -267,9 +281,9 @@ class Overlay:
     def copy(self) -> Overlay:
         return Overlay(
             dict(self.edits), {n: dict(a) for n, a in self.attributes.items()}, dict(self.produced),
-            dict(self.carried), set(self.accepted), dict(self.vanished), dict(self.added), dict(self.through),
-            set(self.directions), list(self.ups), {n: (dict(s), p) for n, (s, p) in self.downs.items()},
-            list(self.siblings),
+            dict(self.carried), set(self.accepted), dict(self.vanished), dict(self.added), dict(self.became),
+            dict(self.through), set(self.directions), list(self.ups),
+            {n: (dict(s), p) for n, (s, p) in self.downs.items()}, list(self.siblings),
         )  # fmt: skip
 
 
@@ -283,20 +297,23 @@ class Plan:
     attributes: dict[Node, dict[str, float | int]]
     vanished: dict[Node, int]
     added: dict[Node, Array]
+    became: dict[Node, Become]
     through: tuple[Node, ...]
     into: tuple[Node, ...]
+    left: Array | None = None  # the shift that stays behind as an Add in the source's place
 
     @property
     def nodes_saved(self) -> int:
         """The source itself, and the ops that vanish, less the ones that come in."""
-        return 1 + len(self.vanished) - len(self.added)
+        return 1 + len(self.vanished) - len(self.added) - (self.left is not None)
 
 
 class OverlaidOp:
     """The `Op` of a node with the plan's edits on it."""
 
-    def __init__(self, graph: Graph, overlay: Overlay, node: Node) -> None:
+    def __init__(self, graph: Graph, overlay: Overlay, node: Node, aggressive: bool) -> None:
         self._graph, self._overlay, self._node = graph, overlay, node
+        self.aggressive = aggressive
         self.kind: str = node.op_type
         self.at: str = node.at
         self.opset: int = graph.opset(node.domain)
@@ -353,12 +370,13 @@ class Search:
         inserts: int,
         inverse: Callable[[], Refusal | None],
         protected: Callable[[Node], bool] = lambda _: False,
+        aggressive: bool = False,
     ) -> None:
         """inserts: how many Adds may come in.
         inverse: why no reader may be given the inverse, or None; asked only when one needs it.
         """
         self._graph, self._laws, self._inserts, self._inverse = graph, laws, inserts, inverse
-        self._protected = protected
+        self._protected, self._aggressive = protected, aggressive
         self.visited: set[Node] = set()
         self.refusals: list[Refusal] = []
         self._steps = 0
@@ -377,6 +395,19 @@ class Search:
         start = Overlay()
         refused = self._carry(start, node, Carry(a, output), None)
         return self._run(start, refused, "down")
+
+    def apart(self, node: Node, slot: int, upper: Affine, lower: Affine) -> Plan | None:
+        """The source in two parts, upper first: one into what makes its input, the other into what reads its output."""
+        self._source = node
+        start = Overlay(directions={"up", "down"})
+        refused = self._need(start, node, Need(slot, upper), None)
+        refused = refused or self._carry(start, node, Carry(lower), None)
+        return self._run(start, refused, "up")
+
+    def partly(self, node: Node, lower: Affine, left: Array) -> Plan | None:
+        """The scale goes down; the shift `left` stays as an Add in the source's place."""
+        plan = self.down(node, 0, lower)
+        return None if plan is None else replace(plan, left=left)
 
     def _run(self, overlay: Overlay, refused: Refusal | None, direction: str) -> Plan | None:
         if refused is not None:
@@ -480,7 +511,7 @@ class Search:
         self.visited.add(node)
         if node is self._source:  # it goes, so it can take nothing in
             return Refusal(Reason.CONFLICT, node.at, "Another reader meets the value before and after this node.")
-        if node in overlay.vanished:
+        if node in overlay.vanished or node in overlay.became:
             return Refusal(Reason.CONFLICT, node.at, "Two maps meet at this op.")
         if self._protected(node):
             return Refusal(Reason.SKIPPED, node.at, "This node was left out by --skip.")
@@ -492,7 +523,7 @@ class Search:
         if not law.attributes.issuperset(node.attribute_names):
             strange = sorted(set(node.attribute_names) - law.attributes)
             return Refusal(Reason.UNKNOWN_OP, node.at, f"{node.op_type} has an unknown attribute {strange[0]!r}.")
-        op = OverlaidOp(self._graph, overlay, node)
+        op = OverlaidOp(self._graph, overlay, node, self._aggressive)
         if ask.way == "down":
             return law.down(op, ask.maps)
         if len(ask.maps) == 1:
@@ -517,6 +548,9 @@ class Search:
                     refused = None
                 case AddAfter(shift):
                     refused = self._insert(overlay, node, shift)
+                case Become():
+                    overlay.became[node] = action
+                    refused = None
                 case Vanish(slot):
                     overlay.vanished[node] = slot
                     refused = self._graph.boundary(node.outputs[0], output_only=True)
@@ -608,7 +642,7 @@ class Search:
         return None
 
     def _finish(self, overlay: Overlay, direction: str) -> Plan | None:
-        into = dict.fromkeys([n for n, _ in overlay.edits] + list(overlay.attributes) + list(overlay.added))
+        into = dict.fromkeys([n for n, _ in overlay.edits] + [*overlay.attributes, *overlay.added, *overlay.became])
         through = tuple(n for n in overlay.through if n not in into)
         for edge, edited in overlay.edits.items():
             misfit = edited.misfit()
@@ -625,6 +659,7 @@ class Search:
             overlay.attributes,
             overlay.vanished,
             overlay.added,
+            overlay.became,
             through,
             tuple(into),
         )

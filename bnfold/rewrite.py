@@ -79,11 +79,16 @@ def apply(graph: Graph, source: Node, slot: int, plan: Plan, edits: Sequence[Cha
             _set_attribute(node, name, value)
     for node, shift in plan.added.items():
         touched.add(_add_after(graph, node, shift))
+    for node, new in plan.became.items():
+        node.op_type, node.changed = new.kind, True
+        _set_operand(graph, node, new.operand)
     for node, kept in plan.vanished.items():
         orphans += [i for k, i in enumerate(node.inputs) if k != kept]
         touched |= _bypass(graph, node, kept)
     orphans += [i for k, i in enumerate(source.inputs) if k != slot]
-    if plan.upward:
+    if plan.left is not None:
+        touched |= _stay(graph, source, slot, plan.left)
+    elif plan.upward:
         touched |= _rename_up(graph, source, slot)
     else:
         touched |= _bypass(graph, source, slot)
@@ -125,16 +130,38 @@ def _set_attribute(node: Node, name: str, value: float | int) -> None:
 
 def _add_after(graph: Graph, node: Node, shift: np.ndarray) -> Node:
     value = node.outputs[0]
-    data_type = graph.type_of(node)
     inner = graph.fresh(f"{value}_unbiased")
-    name = graph.fresh(_bias_name(node, 1))
-    flat = shift.reshape(shift.shape[_leading_ones(shift) :])
-    base = onnx.TensorProto(name=name, data_type=onnx.TensorProto.DOUBLE, dims=flat.shape, raw_data=flat.tobytes())
-    graph.tensors[name] = tensor(base, None, name).retyped(data_type)
-    graph.edited[name] = None
+    name = _constant(graph, node, _bias_name(node, 1), shift)
     graph.set_output(node, 0, inner)
     proto = onnx.helper.make_node("Add", [inner, name], [value], name=graph.fresh(f"{node.at}_bias"))
     return graph.insert(proto, node)
+
+
+def _constant(graph: Graph, node: Node, wish: str, exact: np.ndarray) -> str:
+    """A new initializer beside `node`: coefficients in the layout of its output, to be rounded to its type."""
+    name = graph.fresh(wish)
+    flat = np.ascontiguousarray(exact.reshape(exact.shape[_leading_ones(exact) :]), np.float64)
+    base = onnx.TensorProto(name=name, data_type=onnx.TensorProto.DOUBLE, dims=flat.shape, raw_data=flat.tobytes())
+    graph.tensors[name] = tensor(base, None, name).retyped(graph.type_of(node))
+    graph.edited[name] = None
+    return name
+
+
+def _set_operand(graph: Graph, node: Node, exact: np.ndarray) -> None:
+    del node.proto.attribute[:]
+    node.reset()
+    graph.set_input(node, 1, _constant(graph, node, f"{node.at}_bound", exact))
+
+
+def _stay(graph: Graph, source: Node, slot: int, left: np.ndarray) -> set[Node]:
+    """An Add of `left` comes in the source's place."""
+    inner, outer = source.inputs[slot], source.outputs[0]
+    name = _constant(graph, source, f"{source.at}_shift", left)
+    graph.remove(source)
+    proto = onnx.helper.make_node("Add", [inner, name], [outer], name=graph.fresh(f"{source.at}_add"))
+    made = graph.producer(inner)
+    readers = {reader for reader, _ in graph.readers(outer)}
+    return {graph.insert(proto, source), *readers} | ({made[0]} if made else set())
 
 
 def _leading_ones(shift: np.ndarray) -> int:
@@ -245,6 +272,7 @@ def _write_nodes(graph: Graph) -> None:
             node.proto.input.extend(node.inputs)
             del node.proto.output[:]
             node.proto.output.extend(node.outputs)
+            node.proto.op_type = node.op_type
     if not graph.removed and not graph.inserted:
         return
     kept = sorted((n for n in graph.live()), key=lambda n: order[id(n)])

@@ -77,7 +77,7 @@ Z = value("z", "N", CHANNELS, 5, 5)
 @pytest.mark.parametrize("inside", [True, False])
 def test_both_branches_of_an_if(inside: bool) -> None:
     outer = [] if inside else tensors("o")
-    branches = {
+    branches: dict[str, Any] = {
         f"{name}_branch": helper.make_graph(
             pair("x", f"{name}y", "i" if inside else "o"), name, [], [value(f"{name}y", "N", CHANNELS, 5, 5)],
             tensors("i", seed=k) if inside else [],
@@ -158,12 +158,12 @@ def test_a_body_inside_a_body() -> None:
     def branch(name: str, nodes: list[onnx.NodeProto], y: str, weights: list[onnx.TensorProto]) -> onnx.GraphProto:
         return helper.make_graph(nodes, name, [], [value(y, "N", CHANNELS, 5, 5)], weights)
 
-    inner = {
+    inner: dict[str, Any] = {
         "then_branch": branch("it", pair("x", "it", "o"), "it", []),
         "else_branch": branch("ie", pair("x", "ie", "i"), "ie", tensors("i", seed=5)),
     }
     choose = helper.make_node("If", ["cond"], ["chosen"], **inner)
-    outer = {
+    outer: dict[str, Any] = {
         "then_branch": branch("ot", [choose], "chosen", []),
         "else_branch": branch("oe", pair("x", "oe", "o"), "oe", []),
     }
@@ -291,7 +291,7 @@ def test_what_is_none_of_its_business_passes_through() -> None:
     b = Builder()
     y = b.norm(b.op("Conv", b.input("x", 1, 6, 5, 5), b.weight(6, 6, 1, 1)), 6)
     model = b.model(b.op("Relu", y))
-    words = helper.make_tensor("words", TensorProto.STRING, [2], [b"a", b"b"])
+    words = numpy_helper.from_array(np.asarray(["a", "b"], object), "words")
     model.graph.node.append(helper.make_node("Constant", [], ["text"], value=words, name="text"))
     model.graph.node.append(
         helper.make_node("Strange", ["text"], ["odd"], domain="somewhere.else", name="strange", k=3)

@@ -84,6 +84,16 @@ _what_to_fold = _options(
         help="How many bytes clones and grown biases may add: 4096, 16MiB, or 10% of the model. "
         "Default: the larger of 10% and 16MiB.",
     ),
+    click.option(
+        "--aggressive",
+        is_flag=True,
+        help="Fold Relu, BatchNormalization, padded Conv too: the Relu becomes a Max, which runtimes do not fuse.",
+    ),
+    click.option(
+        "--partial",
+        is_flag=True,
+        help="Where only the scale of a BatchNormalization can go, fold that and leave an Add of the shift.",
+    ),
 )
 _how_to_check = _options(
     click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads for the runtime. Default: its own."),
@@ -159,6 +169,8 @@ def fold(
     freeze_inputs: bool,
     keep_inputs: bool,
     max_growth: Growth | None,
+    aggressive: bool,
+    partial: bool,
     threads: int | None,
     inputs: tuple[Path, ...],
     shapes: dict[str, tuple[int, ...]],
@@ -173,7 +185,7 @@ def fold(
 
     return run(
         model,
-        Selection(skip, only, freeze_inputs, keep_inputs, max_growth),
+        Selection(skip, only, freeze_inputs, keep_inputs, max_growth, aggressive, partial),
         Checking(not no_check, threads, inputs, shapes, seed, samples),
         Writing(output, force, in_place, dry_run, frozenset(accept), fail_on_unfolded),
         Console(quiet, verbose, as_json),
@@ -191,6 +203,8 @@ def explain(
     freeze_inputs: bool,
     keep_inputs: bool,
     max_growth: Growth | None,
+    aggressive: bool,
+    partial: bool,
     as_json: bool,
     quiet: bool,
 ) -> int:
@@ -198,7 +212,9 @@ def explain(
     from .folding import Selection, run_explain
 
     return run_explain(
-        model, Selection(skip, only, freeze_inputs, keep_inputs, max_growth), Console(quiet, json=as_json)
+        model,
+        Selection(skip, only, freeze_inputs, keep_inputs, max_growth, aggressive, partial),
+        Console(quiet, json=as_json),
     )
 
 

@@ -35,6 +35,8 @@ class Selection:
     freeze_inputs: bool
     keep_inputs: bool
     max_growth: Growth | None
+    aggressive: bool = False
+    partial: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +170,8 @@ def _fold(model: Path, selection: Selection, leave: Mapping[str, str] | None) ->
         freeze_inputs=selection.freeze_inputs,
         keep_inputs=selection.keep_inputs,
         max_growth=None if growth is None else growth.of,
+        aggressive=selection.aggressive,
+        partial=selection.partial,
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..affine import Affine, Array, affine
-from ..gauge import Action, Answer, Carry, Need, Op, Reason, Refusal, Vanish
+from ..gauge import Action, Answer, Become, Carry, Need, Op, Reason, Refusal, Vanish
 from .common import Law, attributes, cut, fitted, no, not_positive, raised
 
 
@@ -245,6 +245,9 @@ def _training(op: Op, output: int) -> Refusal | None:
 
 
 def relu_up(op: Op, output: int, a: Affine) -> Answer:
+    # relu(x) + u = max(x + u, u): it costs the runtime its fusion of Conv and Relu. Max broadcasts from opset 8 on.
+    if op.kind == "Relu" and op.aggressive and op.opset >= 8 and not a.is_pure_scale:
+        return not_positive(op, a) or [(Need(0, a), Become("Max", a.shift))]
     return _keeps(op, a) or [(Need(0, a),)]
 
 

@@ -33,13 +33,14 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """A source that is gone: `direction` is "up", "down" or "both"."""
+    """A source that is gone: `direction` is "up", "down" or "both". `partial`: an Add stays in its place."""
 
     nodes: tuple[str, ...]
     op: str
     direction: str
     into: tuple[Target, ...]
     through: tuple[str, ...]
+    partial: bool = False
 
 
 @dataclass(frozen=True, slots=True)

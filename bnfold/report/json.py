@@ -49,6 +49,7 @@ def _folded(folded: Folded) -> dict[str, Any]:
         "direction": folded.direction,
         "into": [{"node": target.node, "op": target.op} for target in folded.into],
         "through": list(folded.through),
+        **({"partial": True} if folded.partial else {}),
     }
 
 

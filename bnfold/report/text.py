@@ -62,10 +62,11 @@ def kind_of(folded: Folded) -> str:
     )
     if not into:
         return f"{folded.op}, the identity"
-    return {
+    kind = {
         "up": f"{into} <- {folded.op}",
         "down": f"{folded.op} -> {into}",
     }.get(folded.direction, f"{folded.op} <-> {into}")
+    return f"{kind}, partly: an Add stays" if folded.partial else kind
 
 
 def _summary(report: FoldReport, width: int) -> Iterator[str]:
@@ -92,7 +93,8 @@ def _each_fold(folded: Iterable[Folded], width: int) -> Iterator[str]:
         yield from _wrapped(f"{', '.join(each.nodes)}  ({each.op})", width, 2, 6)
         where = ", ".join(f"{target.node} ({target.op})" for target in each.into) or "nothing: it is the identity"
         via = f", through {', '.join(each.through)}" if each.through else ""
-        yield from _wrapped(f"{_DIRECTION[each.direction]} into {where}{via}", width, 6, 8)
+        stays = "; an Add of the shift stays" if each.partial else ""
+        yield from _wrapped(f"{_DIRECTION[each.direction]} into {where}{via}{stays}", width, 6, 8)
 
 
 _DIRECTION = {"up": "up", "down": "down", "both": "up and down"}
