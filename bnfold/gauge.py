@@ -124,6 +124,8 @@ class Need:
     missing: the shape of the zeros that stand in for an optional operand that is not there.
     grow: the edit may make a constant longer (by broadcasting), e.g. a scalar bias.
     inverse: the map undoes (part of) the source's: refused where that would be ill-conditioned.
+    shape: what the constant is broadcast to, whether the map says so or not.
+    like: the slot whose element type a missing operand has; None: the op's weight.
     """
 
     slot: int
@@ -131,6 +133,8 @@ class Need:
     missing: tuple[int, ...] | None = None
     grow: bool = False
     inverse: bool = False
+    shape: tuple[int, ...] | None = None
+    like: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +202,8 @@ class Op(Protocol):
         """The number of inputs, absent optional ones included."""
         ...
 
+    @property
+    def outputs(self) -> int: ...
     def attribute(self, name: str, default: _T) -> _T: ...
     def has(self, slot: int) -> bool: ...
     def used(self, output: int) -> bool:
@@ -211,6 +217,10 @@ class Op(Protocol):
 
     def integers(self, slot: int) -> tuple[int, ...] | None:
         """The value of a constant integer operand (axes, a shape), flat."""
+        ...
+
+    def elem_type(self, slot: int) -> int:
+        """TensorProto's code of a constant's type; 0 where the operand is none."""
         ...
 
     def shape(self, slot: int) -> Shape | None:
@@ -318,6 +328,7 @@ class OverlaidOp:
         self.at: str = node.at
         self.opset: int = graph.opset(node.domain)
         self.slots: int = len(node.inputs)
+        self.outputs: int = len(node.outputs)
 
     def attribute(self, name: str, default: _T) -> _T:
         changed = self._overlay.attributes.get(self._node)
@@ -347,6 +358,10 @@ class OverlaidOp:
     def integers(self, slot: int) -> tuple[int, ...] | None:
         found = self._tensor(slot)
         return None if found is None else tuple(int(i) for i in found.array().reshape(-1))
+
+    def elem_type(self, slot: int) -> int:
+        found = self._tensor(slot)
+        return 0 if found is None else found.data_type
 
     def shape(self, slot: int) -> Shape | None:
         edited = self._overlay.edits.get((self._node, slot))
@@ -570,7 +585,7 @@ class Search:
         return None
 
     def _need(self, overlay: Overlay, node: Node, need: Need, path: _Path) -> Refusal | None:
-        if need.affine.is_identity:
+        if need.affine.is_identity and need.shape is None:
             return None
         if need.inverse and (weak := self._inverse()) is not None:
             return weak
@@ -580,7 +595,8 @@ class Search:
             if base is None:
                 if need.missing is None:
                     return Refusal(Reason.UNKNOWN_OP, node.at, f"{node.op_type} has no input {need.slot}.")
-                base = zeros("", need.missing, self._graph.type_of(node))
+                like = None if need.like is None else self._graph.constant(node.inputs[need.like])
+                base = zeros("", need.missing, self._graph.type_of(node) if like is None else like.data_type)
             return self._edit(overlay, edge, base, need)
         value = node.inputs[need.slot]
         base = overlay.edits.get(edge) or self._graph.constant(value)
@@ -589,7 +605,7 @@ class Search:
         return self._produce(overlay, value, need.affine, edge, path)
 
     def _edit(self, overlay: Overlay, edge: tuple[Node, int], base: Tensor, need: Need) -> Refusal | None:
-        edited = base.after(need.affine)
+        edited = base.after(need.affine, need.shape)
         if edited.shape != base.shape and not need.grow:
             return Refusal(
                 Reason.WRONG_AXIS, edge[0].at, f"The constant {base.name or need.slot} has not the axis that varies."

@@ -279,8 +279,6 @@ class Graph:
             )
         if value in self.inputs:
             return Refusal(Reason.GRAPH_BOUNDARY, value, f"{value} is an input of the graph.")
-        if value in self._quantized:
-            return Refusal(Reason.QUANTIZED, value, f"{value} is a quantized weight, dequantized at run time.")
         return None
 
     def size(self) -> int:

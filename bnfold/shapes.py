@@ -30,6 +30,7 @@ _POOLS = frozenset(("MaxPool", "AveragePool", "LpPool"))
 _REDUCE = frozenset(
     f"Reduce{what}" for what in "Mean Sum Max Min Prod L1 L2 LogSum LogSumExp SumSquare".split()
 )  # fmt: skip
+_FUSED = {("com.microsoft", "FusedConv"): "Conv", ("com.microsoft", "FusedGemm"): "Gemm"}
 _LARGE = 1024  # bytes: tensors above this are stripped before onnx's inference; no shape is read from them
 
 
@@ -138,12 +139,12 @@ class Shapes:
     # -- rules --------------------------------------------------------------------------------------------------------
 
     def _rule(self, node: Node, output: int) -> Shape | None:
-        if node.domain:
+        if node.domain and (node.domain, node.op_type) not in _FUSED:
             return None
         shapes = [self._known.get(i) if i else None for i in node.inputs]
         name = node.outputs[output]
         first = shapes[0] if shapes else None
-        match node.op_type:
+        match _FUSED.get((node.domain, node.op_type), node.op_type):
             case op if op in _SAME:
                 return first
             case op if op in _BROADCAST:
@@ -213,7 +214,7 @@ class Shapes:
     def _channels(self, node: Node, weight: Shape | None, name: str) -> Dim:
         if weight is None:
             return f"?{name}.1"
-        if node.op_type == "Conv":
+        if node.op_type != "ConvTranspose":
             return weight[0]
         per_group = weight[1]
         return per_group * int(node.attribute("group", 1)) if isinstance(per_group, int) else f"?{name}.1"

@@ -25,6 +25,8 @@ _DTYPES: dict[int, np.dtype[Any]] = {
     onnx.TensorProto.FLOAT16: np.dtype("<f2"),
     onnx.TensorProto.INT64: np.dtype("<i8"),
     onnx.TensorProto.INT32: np.dtype("<i4"),
+    onnx.TensorProto.INT8: np.dtype("i1"),
+    onnx.TensorProto.UINT8: np.dtype("u1"),
 }
 FLOATS = frozenset(
     (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
@@ -113,8 +115,8 @@ class Tensor:
 
     def misfit(self) -> str | None:
         """Why the edited value does not fit its stored type (overflow; in float16 a value lost to 0 too), or None."""
-        if self.data_type not in _LOST and self._fits():
-            return None
+        if not self.is_float or (self.data_type not in _LOST and self._fits()):
+            return None  # an integer's map is made to stay in its range
         exact = self.exact()
         stored = rounded(exact, self.data_type)
         as_float = exact if self.data_type == onnx.TensorProto.BFLOAT16 else stored.astype(np.float64)
@@ -171,6 +173,8 @@ def rounded(exact: Array, data_type: int) -> NDArray[Any]:
     """float64 to the stored type in one rounding, to nearest even; bfloat16 as its uint16 bit pattern."""
     if data_type == onnx.TensorProto.BFLOAT16:
         return _bfloat16(exact)
+    if data_type not in FLOATS:
+        exact = np.rint(exact)
     with np.errstate(over="ignore", under="ignore"):
         return np.ascontiguousarray(exact).astype(_DTYPES[data_type]).reshape(exact.shape)
 

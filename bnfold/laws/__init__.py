@@ -5,7 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..gauge import Law, Reason, Refusal
-from . import convolution, elementwise, layout, linear, normalization, pooling, recurrent
+from . import (
+    activation,
+    comparison,
+    convolution,
+    einsum,
+    elementwise,
+    fused,
+    layout,
+    linear,
+    normalization,
+    pooling,
+    quantized,
+    recurrent,
+    reduction,
+    resampling,
+    selection,
+    space,
+)
 
 if TYPE_CHECKING:
     from ..graph import Node
@@ -18,6 +35,15 @@ LAWS: dict[tuple[str, str], Law] = {
     **normalization.LAWS,
     **pooling.LAWS,
     **layout.LAWS,
+    **activation.LAWS,
+    **comparison.LAWS,
+    **reduction.LAWS,
+    **selection.LAWS,
+    **space.LAWS,
+    **resampling.LAWS,
+    **einsum.LAWS,
+    **quantized.LAWS,
+    **fused.LAWS,
 }
 
 _NONLINEAR = frozenset(

@@ -58,7 +58,7 @@ def _edit(op: Op, slot: int, a: Affine) -> Need | Refusal:
     return placed if isinstance(placed, Refusal) else Need(slot, placed, grow=True)
 
 
-def _put(op: Op, slot: int, a: Affine, *, inverse: bool = False) -> Need | Refusal:
+def put(op: Op, slot: int, a: Affine, *, inverse: bool = False) -> Need | Refusal:
     """The demand on a branch that is broadcast into the output."""
     if op.is_constant(slot):
         return _edit(op, slot, a)
@@ -66,7 +66,7 @@ def _put(op: Op, slot: int, a: Affine, *, inverse: bool = False) -> Need | Refus
     return placed if isinstance(placed, Refusal) else Need(slot, placed, inverse=inverse)
 
 
-def _all(parts: Sequence[Action | Refusal]) -> tuple[Action, ...] | Refusal:
+def every(parts: Sequence[Action | Refusal]) -> tuple[Action, ...] | Refusal:
     actions: list[Action] = []
     for part in parts:
         if isinstance(part, Refusal):
@@ -81,18 +81,18 @@ def add_up(op: Op, output: int, a: Affine) -> Answer:
     only = a.only_scale()
     constants = [i for i in slots if op.is_constant(i)]
     if a.is_pure_scale:
-        return [_all([_put(op, i, only) for i in slots])]
+        return [every([put(op, i, only) for i in slots])]
     if constants:
         keep = constants[-1]
         shifted = Affine(a.scale, a.shift * _sign(op, keep))
-        return [_all([_put(op, i, shifted if i == keep else only) for i in slots])]
+        return [every([put(op, i, shifted if i == keep else only) for i in slots])]
     options: list[tuple[Action, ...] | Refusal] = []
     for name in dict.fromkeys(op.value(i) for i in slots):
         takers = [i for i in slots if op.value(i) == name]
         weight = sum(_sign(op, i) for i in takers)
         if weight:  # x + x takes half of the shift at x
             shifted = Affine(a.scale, a.shift / weight)
-            options.append(_all([_put(op, i, shifted if i in takers else only) for i in slots]))
+            options.append(every([put(op, i, shifted if i in takers else only) for i in slots]))
     return options or no(op, Reason.CONFLICT, "A value is subtracted from itself: no operand can take the shift.")
 
 
@@ -116,22 +116,22 @@ def add_down(op: Op, given: Mapping[int, Affine]) -> Answer:
     options: list[tuple[Action, ...] | Refusal] = []
     constants = [i for i in others if op.is_constant(i)]
     if constants and unscaled:
-        return [_all([_put(op, constants[-1], affine(1.0, shift * _sign(op, constants[-1])))])]
+        return [every([put(op, constants[-1], affine(1.0, shift * _sign(op, constants[-1])))])]
     if constants and op.slots == 2:
         options += _past_constant(op, next(iter(given)), constants[0], whole)
     if unscaled:
         options.append((Carry(whole),))
-        options += [_all([_put(op, i, affine(1.0, shift * _sign(op, i)))]) for i in others]
+        options += [every([put(op, i, affine(1.0, shift * _sign(op, i)))]) for i in others]
         return options
     if not scale.all():
         return [*options, no(op, Reason.ZERO_SCALE, "The other branch would have to be divided by a scale of 0.")]
     inverse = Affine(1.0 / scale, np.zeros(()))
     takes = [Affine(1.0 / scale, shift / scale * _sign(op, i)) for i in others]
-    options.append(_all([*(_put(op, i, inverse, inverse=True) for i in others), Carry(whole)]))
+    options.append(every([*(put(op, i, inverse, inverse=True) for i in others), Carry(whole)]))
     if shift.any():
         for taker in range(len(others)):
-            demands = [_put(op, i, takes[taker] if k == taker else inverse, inverse=True) for k, i in enumerate(others)]
-            options.append(_all([*demands, Carry(affine(scale))]))
+            demands = [put(op, i, takes[taker] if k == taker else inverse, inverse=True) for k, i in enumerate(others)]
+            options.append(every([*demands, Carry(affine(scale))]))
     return options
 
 
@@ -153,7 +153,7 @@ def mul_up(op: Op, output: int, a: Affine) -> Answer:
         if not a.is_pure_scale:
             return no(op, Reason.NONLINEAR, "A product of two values takes a scale, but no shift.")
         sides = (0, 1) if op.kind == "Mul" else (0,)
-        return [_all([_put(op, i, a)]) for i in sides]
+        return [every([put(op, i, a)]) for i in sides]
     (constant,) = constants[:1]
     c = _constant(op, constant)
     if c is None:
@@ -165,12 +165,12 @@ def mul_up(op: Op, output: int, a: Affine) -> Answer:
     if a.is_pure_scale:
         options.append(own if isinstance(own, Refusal) else (own,))
     if op.kind == "Div":
-        options.append(_all([_put(op, 1 - constant, affine(a.scale, a.shift * c))]))
+        options.append(every([put(op, 1 - constant, affine(a.scale, a.shift * c))]))
     elif ((a.shift != 0) & (c == 0)).any():
         options.append(no(op, Reason.ZERO_SCALE, "The shift would have to be divided by a factor of 0."))
     else:
         safe = np.where(c == 0, 1.0, c)
-        options.append(_all([_put(op, 1 - constant, affine(a.scale, a.shift / safe))]))
+        options.append(every([put(op, 1 - constant, affine(a.scale, a.shift / safe))]))
     return options
 
 

@@ -43,7 +43,7 @@ def pool_down(op: Op, given: Mapping[int, Affine]) -> Answer:
     return _passes(op, given[0]) or [(Carry(given[0]),)]
 
 
-def _axes(op: Op, rank: int) -> tuple[int, ...] | Refusal:
+def reduced_axes(op: Op, rank: int) -> tuple[int, ...] | Refusal:
     """The reduced axes, from the attribute or (opset 18 on) the second input."""
     axes = op.attribute("axes", None)
     if axes is None and op.has(1):
@@ -61,7 +61,7 @@ def mean_up(op: Op, output: int, a: Affine) -> Answer:
         return [(Need(0, a),)]
     if shape is None:
         return no(op, Reason.UNKNOWN_SHAPE, f"The rank of {op.value(0)} is not known.")
-    axes = _axes(op, len(shape))
+    axes = reduced_axes(op, len(shape))
     if isinstance(axes, Refusal):
         return axes
     if not op.attribute("keepdims", 1):
@@ -78,7 +78,7 @@ def mean_down(op: Op, given: Mapping[int, Affine]) -> Answer:
         return [(Carry(a),)]
     if shape is None:
         return no(op, Reason.UNKNOWN_SHAPE, f"The rank of {op.value(0)} is not known.")
-    axes = _axes(op, len(shape))
+    axes = reduced_axes(op, len(shape))
     if isinstance(axes, Refusal):
         return axes
     refused = stray(op, Affine(a.scale, np.zeros(())), set(range(len(shape))) - set(axes))

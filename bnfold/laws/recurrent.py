@@ -1,6 +1,8 @@
-"""LSTM, downward only: its input projection is linear, its output is not.
+"""LSTM, GRU and RNN, downward only: their input projection is linear, their output is not.
 
-down    W@(s*x + t) + b = (W s)@x + (b + W@t)      for each direction; W is [D, 4H, I], B is [D, 8H] = [Wb, Rb]
+down    W@(s*x + t) + b = (W s)@x + (b + W@t)   in each direction; W is [D, gates*H, I], B [D, 2*gates*H] = [Wb, Rb]
+
+What else they may have (clip, peepholes, sequence_lens, linear_before_reset, layout) comes after the projection.
 """
 
 from __future__ import annotations
@@ -14,9 +16,9 @@ from ..gauge import Answer, Need, Op, Reason
 from .common import Law, attributes, no, stray, up_refused
 
 
-def lstm_down(op: Op, given: Mapping[int, Affine]) -> Answer:
+def recurrent_down(op: Op, given: Mapping[int, Affine]) -> Answer:
     if set(given) != {0}:
-        return no(op, Reason.NONLINEAR, "The value is a state or a parameter of the LSTM.")
+        return no(op, Reason.NONLINEAR, f"The value is a state or a parameter of the {op.kind}.")
     a, shape = given[0], op.shape(1)
     refused = stray(op, a, (2,))
     if refused is not None:
@@ -35,12 +37,9 @@ def lstm_down(op: Op, given: Mapping[int, Affine]) -> Answer:
     return [(scale, Need(3, affine(np.ones(()), shift), missing=(directions, 2 * gates)))]
 
 
+_SHARED = "activation_alpha activation_beta activations clip direction hidden_size layout output_sequence"
 LAWS = {
-    ("", "LSTM"): Law(
-        up_refused, lstm_down,
-        attributes(
-            "activation_alpha activation_beta activations clip direction hidden_size input_forget layout"
-            " output_sequence"
-        ),
-    ),
-}  # fmt: skip
+    ("", "LSTM"): Law(up_refused, recurrent_down, attributes(f"{_SHARED} input_forget")),
+    ("", "GRU"): Law(up_refused, recurrent_down, attributes(f"{_SHARED} linear_before_reset")),
+    ("", "RNN"): Law(up_refused, recurrent_down, attributes(_SHARED)),
+}

@@ -221,8 +221,9 @@ def test_shared_weights_are_cloned_for_each_distinct_demand(shared: str) -> None
 def test_piecewise_linear(kind: str, positive: bool) -> None:
     b = Builder()
     y = b.op("Conv", b.input("x", "N", 3, 6, 6), b.weight(6, 3, 1, 1))
-    y = b.op(kind, y, *([b.weight(6, 1, 1)] if kind == "PRelu" else []))
-    model = b.model(b.norm(y, 6, positive=positive, shift=False))
+    # slopes below 0, for those above let a negative scale through
+    slope = [b.weight(values=-np.linspace(0.1, 0.6, 6, dtype=np.float32).reshape(6, 1, 1))] if kind == "PRelu" else []
+    model = b.model(b.norm(b.op(kind, y, *slope), 6, positive=positive, shift=False))
     if positive:
         folded(model)
     else:

@@ -1,0 +1,88 @@
+"""DequantizeLinear of a constant weight: y = (q - z)*d takes a scale into d, and a sign into q and z.
+
+up      s*(q - z)*d = (q - z)*(s*d)   for s > 0
+        s*(q - z)*d = (q' - z')*(-s*d) with q' = -1 - q, z' = -1 - z (unsigned: 255 - q, 255 - z), exact for -128 too
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+
+from ..affine import Affine, Array, affine
+from ..gauge import Action, Answer, Law, Need, Op, Reason, Refusal, SetAttribute
+from .common import attributes, no, stray
+
+_MIRROR: dict[int, float] = {onnx.TensorProto.INT8: -1.0, onnx.TensorProto.UINT8: 255.0}
+
+
+def up(op: Op, output: int, a: Affine) -> Answer:
+    if not op.is_constant(0):
+        return no(op, Reason.QUANTIZED, "It dequantizes a value that is quantized at run time.")
+    if not a.is_pure_scale:
+        return no(op, Reason.QUANTIZED, "A quantized constant takes a scale, but no shift.")
+    if not a.scale.all():
+        return no(op, Reason.ZERO_SCALE, "The scale of a quantized constant cannot become 0.")
+    shape, scales = op.shape(0), op.shape(1)
+    if shape is None or scales is None or not op.is_constant(1):
+        return no(op, Reason.QUANTIZED, "Its scale is computed at run time.")
+    axis = op.attribute("axis", 1) % max(len(shape), 1) if op.opset >= 13 and shape else None
+    refused = _misplaced(op, a, len(shape), len(scales), axis)
+    if refused is not None:
+        return refused
+    actions: list[Action] = []
+    negative = (a.scale < 0).any()
+    if negative:
+        flips = _flipped(op, a)
+        if isinstance(flips, Refusal):
+            return flips
+        actions += flips
+    size = _laid(op, np.abs(a.scale))
+    if size.ndim <= len(scales):
+        return [(*actions, Need(1, affine(size)))]
+    # one scale for the tensor becomes one for each element of the axis along which they vary, and so does the zero
+    actions += [Need(1, affine(size), grow=True, shape=size.shape), SetAttribute("axis", min(a.varying))]
+    if op.has(2) and not negative:
+        actions.append(Need(2, affine(1.0), grow=True, shape=size.shape))
+    return [tuple(actions)]
+
+
+def _laid(op: Op, c: Array) -> Array:
+    """Coefficients of the value, laid out for its scale and zero point."""
+    if op.attribute("block_size", 0) or c.ndim == 0:
+        return c
+    return c.reshape(-1) if c.size > 1 else c.reshape(())
+
+
+def _misplaced(op: Op, a: Affine, rank: int, scale_rank: int, axis: int | None) -> Refusal | None:
+    if not a.varying:
+        return None
+    if axis is None:
+        return no(op, Reason.WRONG_AXIS, "Before opset 13 it has one scale for the whole tensor.")
+    if op.attribute("block_size", 0):
+        return stray(op, a, set(range(rank)) - {axis})  # blocks lie along `axis`
+    if len(a.varying) > 1:
+        return no(op, Reason.WRONG_AXIS, "It has scales along one axis; the coefficients vary along two.")
+    # a tensor with one scale for all can have one for each element of any axis
+    return stray(op, a, (axis,)) if scale_rank else None
+
+
+def _flipped(op: Op, a: Affine) -> list[Action] | Refusal:
+    mirror = _MIRROR.get(op.elem_type(0))
+    if mirror is None or op.attribute("block_size", 0):
+        return no(op, Reason.NEGATIVE_SCALE, "A negative scale can be folded into int8 and uint8 weights alone.")
+    negative = a.scale < 0
+    sign, shift = np.where(negative, -1.0, 1.0), np.where(negative, mirror, 0.0)
+    scales = op.shape(1) or ()
+    count = (negative.size,) if negative.size > 1 else tuple(d for d in scales if isinstance(d, int))
+    point = affine(_laid(op, sign), _laid(op, shift))
+    return [Need(0, affine(sign, shift)), Need(2, point, missing=count, grow=True, shape=count, like=0)]
+
+
+def down(op: Op, given: Mapping[int, Affine]) -> Answer:
+    return no(op, Reason.QUANTIZED, "The value is a scale of quantized numbers.")
+
+
+LAWS = {("", "DequantizeLinear"): Law(up, down, attributes("axis block_size output_dtype"))}
