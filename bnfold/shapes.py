@@ -30,7 +30,8 @@ _POOLS = frozenset(("MaxPool", "AveragePool", "LpPool"))
 _REDUCE = frozenset(
     f"Reduce{what}" for what in "Mean Sum Max Min Prod L1 L2 LogSum LogSumExp SumSquare".split()
 )  # fmt: skip
-_FUSED = {("com.microsoft", "FusedConv"): "Conv", ("com.microsoft", "FusedGemm"): "Gemm"}
+_FUSED = {("com.microsoft", f"Fused{kind}"): kind for kind in ("Conv", "Gemm", "MatMul")}
+_TURNED = ("transA", "transB", "transBatchA", "transBatchB")
 _LARGE = 1024  # bytes: tensors above this are stripped before onnx's inference; no shape is read from them
 
 
@@ -144,6 +145,8 @@ class Shapes:
         shapes = [self._known.get(i) if i else None for i in node.inputs]
         name = node.outputs[output]
         first = shapes[0] if shapes else None
+        if node.op_type == "FusedMatMul" and any(node.attribute(n, 0) for n in _TURNED):
+            return None
         match _FUSED.get((node.domain, node.op_type), node.op_type):
             case op if op in _SAME:
                 return first

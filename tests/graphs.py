@@ -24,9 +24,15 @@ class Builder:
         self.nodes: list[onnx.NodeProto] = []
         self.weights: dict[str, NDArray[Any]] = {}
         self.inputs: list[onnx.ValueInfoProto] = []
+        self.declared: list[onnx.ValueInfoProto] = []
 
     def input(self, name: str, *shape: int | str) -> str:
         self.inputs.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
+        return name
+
+    def declare(self, name: str, *shape: int | str) -> str:
+        """Say the shape of a value of which onnx's inference knows nothing."""
+        self.declared.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
         return name
 
     def weight(self, *shape: int, values: NDArray[Any] | None = None, name: str | None = None) -> str:
@@ -58,7 +64,7 @@ class Builder:
     def model(self, *outputs: str) -> onnx.ModelProto:
         infos = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in outputs]
         tensors = [numpy_helper.from_array(array, name) for name, array in self.weights.items()]
-        graph = helper.make_graph(self.nodes, "g", self.inputs, infos, tensors)
+        graph = helper.make_graph(self.nodes, "g", self.inputs, infos, tensors, value_info=self.declared)
         opsets = [helper.make_opsetid("", self.opset)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=self.ir_version)
         inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)

@@ -22,6 +22,10 @@ def read(b: Builder, y: str, channels: int = 6) -> onnx.ModelProto:
     return b.model(b.op("Conv", y, b.weight(4, channels, 1, 1), b.weight(4)))
 
 
+def _attributes(wanted: bool, **attributes: Any) -> dict[str, Any]:
+    return attributes if wanted else {}
+
+
 def ends(make: Any, channels: int = 6, after: int | None = None) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """`make(b, y)` between a Conv and a BatchNormalization, and between a BatchNormalization and a Conv."""
     b = Builder()
@@ -110,7 +114,7 @@ def test_resize_to_sizes_and_upsample() -> None:
     for opset in (8, 9):
         b = Builder(opset=opset)
         factors = [1.0, 1.0, 2.0, 2.0]
-        attributes = {"scales": factors} if opset == 8 else {}
+        attributes = _attributes(opset == 8, scales=factors)
         extra = [] if opset == 8 else [b.weight(values=np.asarray(factors, np.float32))]
         folded(b.model(b.norm(b.op("Upsample", made(b), *extra, mode="nearest", **attributes), 6)))
 
@@ -165,7 +169,7 @@ def test_pad_with_a_constant_that_becomes_another(value: float | None, s: float,
     y = made(b)
     y = uniform(b, b.op("Tanh", y), s, 0.5) if down else y
     if opset < 11:
-        y = b.op("Pad", y, pads=pads, **({} if value is None else {"value": value}))
+        y = b.op("Pad", y, pads=pads, **_attributes(value is not None, value=value))
     else:
         y = b.op("Pad", y, b.ints(*pads), *([] if value is None else [b.weight(values=np.asarray(value, np.float32))]))
     model = read(b, y) if down else b.model(uniform(b, y, s, 0.5))

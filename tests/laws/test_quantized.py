@@ -1,0 +1,142 @@
+"""A dequantized weight takes scales, of either sign, exactly; between Q and DQ nothing moves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+from bnfold.fold import FoldResult, fold
+from bnfold.gauge import Law, Need
+from bnfold.laws import LAWS
+from tests.graphs import Builder, count, difference, folded, refused
+
+
+def quantized(
+    b: Builder, shape: tuple[int, ...], dtype: Any, scale: NDArray[Any], zero: bool, **attributes: Any
+) -> str:
+    """DequantizeLinear of a random weight that has the smallest and the largest integer in it."""
+    limits = np.iinfo(dtype)
+    q = b.random.integers(limits.min, limits.max + 1, shape).astype(dtype)
+    q.reshape(-1)[:2] = limits.min, limits.max
+    names = [b.weight(values=q), b.weight(values=scale.astype(np.float32))]
+    if zero:
+        middle = b.random.integers(limits.min // 2, limits.max // 2 + 1, scale.shape).astype(dtype)
+        names.append(b.weight(values=np.asarray(middle, dtype)))
+    return b.op("DequantizeLinear", *names, **attributes)
+
+
+def ran(model: onnx.ModelProto, left: int = 0) -> FoldResult:
+    """Folded, and passed by the runtime as well: it knows the integers' rules by itself."""
+    result = folded(model, left)
+    verdict = result.check()
+    assert verdict, str(verdict)
+    return result
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+@pytest.mark.parametrize("zero", [True, False])
+@pytest.mark.parametrize("positive", [True, False])
+def test_a_scale_for_each_channel(dtype: Any, zero: bool, positive: bool) -> None:
+    b = Builder()
+    w = quantized(b, (6, 3, 3, 3), dtype, b.random.uniform(0.01, 0.02, 6), zero, axis=0)
+    y = b.op("Conv", b.input("x", 2, 3, 8, 7), w, b.weight(6))
+    result = ran(b.model(b.norm(y, 6, positive=positive)))
+    assert [n.op_type for n in result.model.graph.node] == ["DequantizeLinear", "Conv"]
+    integers = [t.data_type for t in result.model.graph.initializer if t.data_type != onnx.TensorProto.FLOAT]
+    assert set(integers) <= {onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
+
+
+@pytest.mark.parametrize("zero", [True, False])
+@pytest.mark.parametrize("positive", [True, False])
+def test_one_scale_for_the_tensor_becomes_one_for_each_channel(zero: bool, positive: bool) -> None:
+    b = Builder()
+    w = quantized(b, (6, 3, 3, 3), np.int8, np.asarray(0.015), zero)
+    y = b.op("Conv", b.input("x", 2, 3, 8, 7), w)
+    ran(b.model(b.norm(y, 6, positive=positive)))
+    b = Builder(opset=11)  # where there is no axis
+    w = quantized(b, (6, 3, 3, 3), np.int8, np.asarray(0.015), zero)
+    y = b.op("Conv", b.input("x", 2, 3, 8, 7), w)
+    refused(b.model(b.norm(y, 6, positive=True)), "WRONG_AXIS")
+    b = Builder(opset=11)
+    w = quantized(b, (6, 3, 3, 3), np.int8, np.asarray(0.015), zero)
+    y = b.op("Conv", b.input("x", 2, 3, 8, 7), w)
+    factor = 0.3 if positive else -0.3
+    assert fold(b.model(b.op("Mul", y, b.weight(values=np.asarray(factor, np.float32))))).report.folded
+
+
+def test_a_gemm_with_a_dequantized_weight() -> None:
+    for axis, transposed in ((0, 1), (1, 0)):
+        b = Builder()
+        w = quantized(b, (6, 6), np.int8, b.random.uniform(0.01, 0.02, 6), True, axis=axis)
+        y = b.op("Gemm", b.input("x", 4, 6), w, b.weight(6), transB=transposed)
+        ran(b.model(b.norm(y, 6)))
+
+
+def test_scales_along_the_other_axis_stay() -> None:
+    b = Builder()
+    w = quantized(b, (6, 6, 1, 1), np.int8, b.random.uniform(0.01, 0.02, 6), True, axis=1)
+    y = b.op("Conv", b.input("x", 2, 6, 8, 7), w)
+    refused(b.model(b.norm(y, 6)), "WRONG_AXIS")
+
+
+def test_a_scale_of_zero_stays() -> None:
+    b = Builder()
+    w = quantized(b, (6, 3, 3, 3), np.int8, b.random.uniform(0.01, 0.02, 6), True, axis=0)
+    y = b.op("Conv", b.input("x", 2, 3, 8, 7), w)
+    zero = b.weight(values=np.asarray([1, 0, 2, 3, 4, 5], np.float32).reshape(6, 1, 1))
+    (kept,) = fold(b.model(b.op("Mul", y, zero))).report.kept
+    assert "ZERO_SCALE" in {kept.reason, *(a.reason for a in kept.alternatives)}
+
+
+def test_a_dequantized_bias_takes_no_shift() -> None:
+    b = Builder()
+    w = quantized(b, (6, 3, 3, 3), np.int8, b.random.uniform(0.01, 0.02, 6), False, axis=0)
+    bias = quantized(b, (6,), np.int32, np.full(6, 1e-9), False, axis=0)
+    y = b.op("Conv", b.input("x", 2, 3, 8, 7), w, bias)
+    refused(b.model(b.norm(y, 6)), "QUANTIZED")
+
+
+@pytest.mark.parametrize("uniform", [True, False])
+def test_blocks(uniform: bool) -> None:
+    b = Builder(opset=21, ir_version=10)
+    w = quantized(b, (6, 8), np.int8, b.random.uniform(0.01, 0.02, (6, 2)), False, axis=1, block_size=4)
+    y = b.op("Gemm", b.input("x", 4, 8), w, transB=1)
+    folded(b.model(b.norm(y, 6, positive=True, shift=not uniform)))  # rows lie across the blocks
+    b = Builder(opset=21, ir_version=10)
+    w = quantized(b, (8, 6), np.int8, b.random.uniform(0.01, 0.02, (8, 2)), False, axis=1, block_size=3)
+    y = b.op("Gemm", b.input("x", 4, 8), w)
+    refused(b.model(b.norm(y, 6, positive=True)), "WRONG_AXIS")
+
+
+def test_nothing_passes_a_quantized_value() -> None:
+    b = Builder()
+    y = b.op("Conv", b.input("x", 2, 3, 8, 7), b.weight(6, 3, 3, 3))
+    scale, zero = b.weight(values=np.asarray(0.05, np.float32)), b.weight(values=np.asarray(3, np.int8))
+    y = b.op("DequantizeLinear", b.op("QuantizeLinear", y, scale, zero), scale, zero)
+    result = fold(b.model(b.op("Tanh", b.norm(y, 6))))
+    assert count(result.model) == 1
+    (kept,) = result.report.unfolded
+    assert "QUANTIZED" in {kept.reason, *(a.reason for a in kept.alternatives)}
+
+
+@pytest.mark.parametrize("mutant", ["zero point forgotten", "integers forgotten"])
+def test_mutants_are_caught(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    law = LAWS["", "DequantizeLinear"]
+    forgotten = 2 if mutant.startswith("zero") else 0
+
+    def up(op, output, a):  # type: ignore[no-untyped-def]
+        answer = law.up(op, output, a)
+        if not isinstance(answer, list):
+            return answer
+        return [tuple(x for x in o if not (isinstance(x, Need) and x.slot == forgotten)) for o in answer]
+
+    monkeypatch.setitem(LAWS, ("", "DequantizeLinear"), Law(up, law.down, law.attributes))
+    b = Builder()
+    w = quantized(b, (6, 3, 3, 3), np.int8, b.random.uniform(0.01, 0.02, 6), True, axis=0)
+    model = b.model(b.norm(b.op("Conv", b.input("x", 2, 3, 8, 7), w, b.weight(6)), 6))
+    result = fold(model)
+    assert result.changed and difference(model, result) > 1e-3
