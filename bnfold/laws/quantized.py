@@ -13,6 +13,7 @@ import onnx
 
 from ..affine import Affine, Array, affine
 from ..gauge import Action, Answer, Law, Need, Op, Reason, Refusal, SetAttribute
+from ..weights import FLOATS
 from .common import attributes, no, stray
 
 _MIRROR: dict[int, float] = {onnx.TensorProto.INT8: -1.0, onnx.TensorProto.UINT8: 255.0}
@@ -20,14 +21,18 @@ _MIRROR: dict[int, float] = {onnx.TensorProto.INT8: -1.0, onnx.TensorProto.UINT8
 
 def up(op: Op, output: int, a: Affine) -> Answer:
     if not op.is_constant(0):
-        return no(op, Reason.QUANTIZED, "It dequantizes a value that is quantized at run time.")
+        return no(op, Reason.QUANTIZED, "What it dequantizes is not a stored constant.")
     if not a.is_pure_scale:
         return no(op, Reason.QUANTIZED, "A quantized constant takes a scale, but no shift.")
     if not a.scale.all():
         return no(op, Reason.ZERO_SCALE, "The scale of a quantized constant cannot become 0.")
     shape, scales = op.shape(0), op.shape(1)
-    if shape is None or scales is None or not op.is_constant(1):
-        return no(op, Reason.QUANTIZED, "Its scale is computed at run time.")
+    if shape is None or scales is None or op.constant(1) is None:
+        return no(op, Reason.QUANTIZED, "Its scale is no stored floating constant.")
+    if op.has(2) and not op.is_constant(2):
+        return no(op, Reason.QUANTIZED, "Its zero point is not a stored constant.")
+    if op.elem_type(1) not in FLOATS:
+        return no(op, Reason.QUANTIZED, "Its scale is stored as a power of two.")
     axis = op.attribute("axis", 1) % max(len(shape), 1) if op.opset >= 13 and shape else None
     refused = _misplaced(op, a, len(shape), len(scales), axis)
     if refused is not None:

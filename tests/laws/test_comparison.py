@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -127,14 +129,14 @@ def test_a_sum_of_nothing_is_the_value() -> None:
 @pytest.mark.parametrize("kind", ["LpPool", "GlobalLpPool"])
 @pytest.mark.parametrize("positive", [True, False])
 def test_norm_pools(kind: str, positive: bool) -> None:
-    attributes = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]} if kind == "LpPool" else {}
+    attributes: dict[str, Any] = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]} if kind == "LpPool" else {}
     b = Builder()
-    y = b.op(kind, conv(b, b.input("x", 1, 3, 6, 6)), **attributes)  # type: ignore[arg-type]
+    y = b.op(kind, conv(b, b.input("x", 1, 3, 6, 6)), **attributes)
     up = b.model(b.norm(y, 6, positive=positive, shift=False))
     folded(up) if positive else refused(up, "NEGATIVE_SCALE")
     b = Builder()
     y = b.norm(b.op("Tanh", conv(b, b.input("x", 1, 3, 6, 6))), 6, positive=positive, shift=False)
-    folded(read(b, b.op(kind, y, **attributes)))  # type: ignore[arg-type]
+    folded(read(b, b.op(kind, y, **attributes)))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Mapping
+
 import pytest
 
+from bnfold.affine import Affine
 from bnfold.fold import fold
-from bnfold.gauge import Carry, Law
+from bnfold.gauge import Answer, Carry, Law, Op, Refusal
 from bnfold.laws import LAWS
 from tests.graphs import Builder, difference, folded, refused
 
@@ -73,9 +75,15 @@ def test_a_shift_summed_over_an_unknown_size_stays() -> None:
 
 def test_a_mutant_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     law = LAWS["", "Einsum"]
-    wrong = Law(
-        law.up, lambda op, given: [(*law.down(op, given)[0][:-1], Carry(given[0].only_shift()))], law.attributes
-    )  # type: ignore[index]
+
+    def down(op: Op, given: Mapping[int, Affine]) -> Answer:
+        answer = law.down(op, given)
+        assert not isinstance(answer, Refusal)
+        first = answer[0]
+        assert not isinstance(first, Refusal)
+        return [(*first[:-1], Carry(given[0].only_shift()))]  # the shift as it was before the product
+
+    wrong = Law(law.up, down, law.attributes)
     monkeypatch.setitem(LAWS, ("", "Einsum"), wrong)
     b = Builder()
     x = b.norm(b.op("Tanh", b.input("x", "N", 6, 6, 6)), 6)

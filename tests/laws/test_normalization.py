@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from bnfold.affine import Affine
 from bnfold.fold import fold
-from bnfold.gauge import Law, Need
+from bnfold.gauge import Answer, Law, Need, Op, Refusal
 from bnfold.laws import LAWS
 from tests.graphs import Builder, difference, folded, refused
 
@@ -63,8 +64,13 @@ def test_what_is_before_them_stays_for_their_epsilon(kind: str) -> None:
 def test_a_mutant_is_caught(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     law = LAWS["", kind]
 
-    def up(op, output, a):  # type: ignore[no-untyped-def]  # the bias does not follow the scale
-        ((scale, shift),) = law.up(op, output, a)  # type: ignore[misc]
+    def up(op: Op, output: int, a: Affine) -> Answer:  # the bias does not follow the scale
+        answer = law.up(op, output, a)
+        assert not isinstance(answer, Refusal)
+        (option,) = answer
+        assert not isinstance(option, Refusal)
+        scale, shift = option
+        assert isinstance(shift, Need)
         return [(scale, Need(2, shift.affine.only_shift(), missing=shift.missing))]
 
     monkeypatch.setitem(LAWS, ("", kind), Law(up, law.down, law.attributes))

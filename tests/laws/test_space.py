@@ -91,7 +91,7 @@ def test_space_to_depth() -> None:
     folded(down)
 
 
-MODES = [
+MODES: list[dict[str, Any]] = [
     {"mode": "nearest"}, {"mode": "nearest", "nearest_mode": "ceil", "coordinate_transformation_mode": "asymmetric"},
     {"mode": "linear"}, {"mode": "linear", "coordinate_transformation_mode": "align_corners"}, {"mode": "cubic"},
     {"mode": "linear", "coordinate_transformation_mode": "pytorch_half_pixel"},
@@ -100,7 +100,7 @@ MODES = [
 
 @pytest.mark.parametrize("attributes", MODES)
 @pytest.mark.parametrize("scales", [(1, 1, 2, 2), (1, 1, 0.5, 1.5)])
-def test_resize(attributes: dict[str, str], scales: tuple[float, ...]) -> None:
+def test_resize(attributes: dict[str, Any], scales: tuple[float, ...]) -> None:
     def resize(b: Builder, y: str) -> str:
         return b.op("Resize", y, "", b.weight(values=np.asarray(scales, np.float32)), **attributes)
 
@@ -144,9 +144,8 @@ def test_pad_with_values_of_its_own(mode: str, opset: int) -> None:
     pads = [0, 0, 1, 2, 0, 0, 2, 1]
 
     def pad(b: Builder, y: str) -> str:
-        return b.op(
-            "Pad", y, *([] if opset < 11 else [b.ints(*pads)]), mode=mode, **({"pads": pads} if opset < 11 else {})
-        )
+        extra = [] if opset < 11 else [b.ints(*pads)]
+        return b.op("Pad", y, *extra, mode=mode, **_attributes(opset < 11, pads=pads))
 
     b = Builder(opset=opset)
     folded(b.model(b.norm(pad(b, made(b)), 6)))
