@@ -27,7 +27,7 @@ from .gauge import Plan, Reason, Refusal, Search, most_telling
 from .graph import Graph, Node, overridable_inputs
 from .laws import LAWS
 from .report import Alternative, Folded, FoldReport, Kept, Target
-from .weights import Tensor
+from .weights import Tensor, rounded
 
 if TYPE_CHECKING:
     from .check.certificate import CertificateResult
@@ -461,7 +461,8 @@ class _Exact(Mapping[str, Array]):
         self._tensors = tensors
 
     def __getitem__(self, name: str) -> Array:
-        return np.asarray(self._tensors[name].exact())
+        found = self._tensors[name]
+        return np.asarray(found.exact() if found.is_float else rounded(found.exact(), found.data_type))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -487,8 +488,13 @@ class FoldResult:
 
     @property
     def exact(self) -> Mapping[str, Array]:
-        """Initializer name -> its float64 value before rounding, for every tensor that was edited."""
-        return _Exact(self.edited[0])
+        """Initializer name -> its float64 value before rounding, for every tensor that was edited.
+
+        The bodies of If, Loop and Scan are left out where a name of theirs stands for several tensors.
+        """
+        held = [name for graph in self._graphs for name in graph.tensors]
+        whole = {name: tensor for edited in self.edited for name, tensor in edited.items()}
+        return _Exact(whole if len(set(held)) == len(held) else self.edited[0])
 
     @cached_property
     def edited(self) -> Sequence[Mapping[str, Tensor]]:

@@ -116,4 +116,10 @@ def refused(model: onnx.ModelProto, reason: str) -> FoldResult:
 
 
 def count(model: onnx.ModelProto) -> int:
-    return sum(node.op_type == "BatchNormalization" for node in model.graph.node)
+    """BatchNormalizations, those in bodies included."""
+
+    def inside(graph: onnx.GraphProto) -> int:
+        bodies = [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
+        return sum(node.op_type == "BatchNormalization" for node in graph.node) + sum(map(inside, bodies))
+
+    return inside(model.graph)

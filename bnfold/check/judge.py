@@ -34,8 +34,10 @@ class Judge:
     ) -> None:
         self._original = lifted(original.model)
         self._files = original, candidate
-        # `exact` names initializers of the main graph; a body that was changed holds rounded weights all the same.
-        self._exact = exact if _bodies(original.model) == _bodies(candidate.model) else None
+        # `exact` may leave the bodies out: one that was changed then holds rounded weights all the same.
+        inside = {proto.name for body in bodies(candidate.model.graph.node) for proto in body.initializer}
+        whole = exact is not None and not inside.isdisjoint(exact)
+        self._exact = exact if whole or _bodies(original.model) == _bodies(candidate.model) else None
         self._samples = samples
         self._weights = Weights(self._original, original.directory)
         self.outputs = tuple(value.name for value in original.model.graph.output)

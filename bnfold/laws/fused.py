@@ -28,7 +28,7 @@ def conv_behind(op: Op, output: int, a: Affine) -> Answer:
 
 def conv_before(op: Op, given: Mapping[int, Affine]) -> Answer:
     if 3 in given:
-        return no(op, Reason.NONLINEAR, f"The value is added inside {op.kind}.")
+        return no(op, Reason.NOT_CONSTANT, f"{op.kind} adds the value to a product that is computed at run time.")
     return conv_down(op, given)
 
 
@@ -37,9 +37,8 @@ def gemm_behind(op: Op, output: int, a: Affine) -> Answer:
 
 
 def gemm_before(op: Op, given: Mapping[int, Affine]) -> Answer:
-    if set(given) & {2}:
-        return no(op, Reason.NONLINEAR, f"The value is added inside {op.kind}.")
-    return gemm_down(op, given)
+    # a map given to C leaves through the output, where the activation is
+    return (_active(op) if 2 in given else None) or gemm_down(op, given)
 
 
 def _plain(op: Op, *, alpha: bool) -> Refusal | None:

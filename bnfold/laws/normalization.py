@@ -61,7 +61,9 @@ def instance_up(op: Op, output: int, a: Affine) -> Answer:
     """InstanceNormalization; GroupNormalization, whose scale was one number a group before opset 21."""
     count = _channels(op)
     by_group = op.kind == "GroupNormalization" and op.opset < 21
-    refused = stray(op, a, () if by_group else (1,))
+    refused = stray(op, a, (1,))
+    if refused is None and by_group and a.varying:
+        refused = no(op, Reason.WRONG_AXIS, "Before opset 21 GroupNormalization has one scale for each group.")
     if refused or isinstance(count, Refusal):
         return refused or count  # pyright: ignore[reportReturnType]  # one of the two is a Refusal
     s, t = (np.full(count, c.reshape(-1)[0]) for c in (a.scale, a.shift)) if by_group else a.vector(1, count)

@@ -13,7 +13,6 @@ import onnx
 
 from ..affine import Affine, Array, affine
 from ..gauge import Action, Answer, Law, Need, Op, Reason, Refusal, SetAttribute
-from ..weights import FLOATS
 from .common import attributes, no, stray
 
 _MIRROR: dict[int, float] = {onnx.TensorProto.INT8: -1.0, onnx.TensorProto.UINT8: 255.0}
@@ -27,12 +26,12 @@ def up(op: Op, output: int, a: Affine) -> Answer:
     if not a.scale.all():
         return no(op, Reason.ZERO_SCALE, "The scale of a quantized constant cannot become 0.")
     shape, scales = op.shape(0), op.shape(1)
-    if shape is None or scales is None or op.constant(1) is None:
-        return no(op, Reason.QUANTIZED, "Its scale is no stored floating constant.")
-    if op.has(2) and not op.is_constant(2):
-        return no(op, Reason.QUANTIZED, "Its zero point is not a stored constant.")
-    if op.elem_type(1) not in FLOATS:
-        return no(op, Reason.QUANTIZED, "Its scale is stored as a power of two.")
+    if shape is None or scales is None or not op.is_constant(1) or (op.has(2) and not op.is_constant(2)):
+        return no(op, Reason.QUANTIZED, "Its scale or zero point is not a stored constant.")
+    if op.has(2) and op.shape(2) != scales:
+        return no(op, Reason.QUANTIZED, "Its scale and zero point have different shapes.")
+    if op.constant(1) is None:
+        return no(op, Reason.QUANTIZED, "Its scale can only hold powers of two.")
     axis = op.attribute("axis", 1) % max(len(shape), 1) if op.opset >= 13 and shape else None
     refused = _misplaced(op, a, len(shape), len(scales), axis)
     if refused is not None:
@@ -76,8 +75,10 @@ def _misplaced(op: Op, a: Affine, rank: int, scale_rank: int, axis: int | None) 
 
 def _flipped(op: Op, a: Affine) -> list[Action] | Refusal:
     mirror = _MIRROR.get(op.elem_type(0))
-    if mirror is None or op.attribute("block_size", 0):
-        return no(op, Reason.NEGATIVE_SCALE, "A negative scale can be folded into int8 and uint8 weights alone.")
+    if mirror is None:
+        return no(op, Reason.NEGATIVE_SCALE, "A negative scale can be folded into int8 and uint8 constants alone.")
+    if op.attribute("block_size", 0):
+        return no(op, Reason.NEGATIVE_SCALE, "A negative scale cannot be folded into blocks.")
     negative = a.scale < 0
     sign, shift = np.where(negative, -1.0, 1.0), np.where(negative, mirror, 0.0)
     scales = op.shape(1) or ()

@@ -3,7 +3,7 @@
 Float64 rounding is 2⁻²⁹ of float32's, so what it computes is the truth that a float32 run is measured against.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class Evaluator:
             raise UsageError("The reference evaluates in float64, or in the model's own types with dtype=None.")
         self._promote = dtype is not None
         exact = {name: np.asarray(value) for name, value in (exact or {}).items()}
-        dims = {proto.name: tuple(proto.dims) for proto in model.graph.initializer}
+        dims = {proto.name: tuple(proto.dims) for graph in _graphs(model.graph) for proto in graph.initializer}
         for name, value in exact.items():
             if name not in dims:
                 raise UsageError(f"The exact value of {name!r} replaces no initializer of the model.")
@@ -48,8 +48,8 @@ class Evaluator:
                 raise UsageError(f"The exact value of {name!r} is {value.shape}, the initializer {dims[name]}.")
         opsets = {"" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in model.opset_import}
         functions = {(function.domain, function.name, function.overload): function for function in model.functions}
-        scope = Scope(opsets or {"": 1}, functions, self._promote, directory)
-        self._program = Program.of_graph(model.graph, scope, exact)
+        scope = Scope(opsets or {"": 1}, functions, self._promote, directory, exact=exact)
+        self._program = Program.of_graph(model.graph, scope)
         self._required = tuple(name for name in self._program.inputs if name not in self._program.constants)
 
     @property
@@ -99,3 +99,11 @@ def evaluate_node(
     wanted = [name for name in node.output if name]
     found = dict(zip(wanted, program.run(given, wanted), strict=True))
     return [found[name] for name in node.output if name]
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _graphs(attribute.g)

@@ -5,7 +5,7 @@ the values around it; a function's body is compiled once for each call, with the
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Scope:
     directory: Path | None
     attributes: Mapping[str, AttributeProto] | None = None  # of the call, inside a function
     depth: int = 0
+    exact: Mapping[str, Array] = field(default_factory=dict[str, Array])  # what replaces initializers, bodies' included
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +70,9 @@ class Program:
         self._plans: dict[tuple[str, ...], list[tuple[Step, tuple[str, ...]]]] = {}
 
     @classmethod
-    def of_graph(cls, graph: GraphProto, scope: Scope, exact: Mapping[str, Array] | None = None) -> "Program":
-        """A graph's program. `exact` replaces initializers, and those are not even read."""
-        exact = exact or {}
+    def of_graph(cls, graph: GraphProto, scope: Scope) -> "Program":
+        """A graph's program. `scope.exact` replaces initializers, and those are not even read."""
+        exact = scope.exact
         constants: Values = {
             proto.name: exact[proto.name] if proto.name in exact else tensor(proto, scope.directory, scope.promote)
             for proto in graph.initializer
