@@ -96,4 +96,5 @@ def fold_command(pairs: tuple[int, ...], runs: int) -> None:
                 click.echo(f"  {name:20} {seconds:7.2f} s  {seconds / own:6.2f}x  {max(m for _, m in found):7.0f} MiB")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -102,7 +102,10 @@ _TELLING = (
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A "no": the reason, where (a node or a value), a sentence, and the refusals of every alternative behind it."""
+    """A "no": the reason, where (a node or a value), a sentence, and the refusals of every alternative behind it.
+
+    part: only the scale or only the shift was asked.
+    """
 
     reason: Reason
     at: str
@@ -110,11 +113,12 @@ class Refusal:
     because: tuple[Refusal, ...] = ()
     direction: str = ""
     through: tuple[str, ...] = ()
+    part: bool = False
 
 
 def most_telling(refusals: Sequence[Refusal]) -> Refusal:
     order = {reason: i for i, reason in enumerate(_TELLING)}
-    return min(refusals, key=lambda r: order.get(r.reason, -1))
+    return min(refusals, key=lambda r: (r.part, order.get(r.reason, -1)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,7 +361,11 @@ class OverlaidOp:
 
     def integers(self, slot: int) -> tuple[int, ...] | None:
         found = self._tensor(slot)
-        return None if found is None else tuple(int(i) for i in found.array().reshape(-1))
+        if found is None:
+            return None
+        if found.steps:
+            return tuple(int(i) for i in found.exact().reshape(-1))
+        return tuple(found.array().reshape(-1).tolist())
 
     def elem_type(self, slot: int) -> int:
         found = self._tensor(slot)
@@ -395,6 +403,7 @@ class Search:
         self.visited: set[Node] = set()
         self.refusals: list[Refusal] = []
         self._steps = 0
+        self._part = False
         self._source: Node | None = None
 
     def up(self, node: Node, slot: int, a: Affine) -> Plan | None:
@@ -415,9 +424,15 @@ class Search:
         """The source in two parts, upper first: one into what makes its input, the other into what reads its output."""
         self._source = node
         start = Overlay(directions={"up", "down"})
-        refused = self._need(start, node, Need(slot, upper), None)
-        refused = refused or self._carry(start, node, Carry(lower), None)
-        return self._run(start, refused, "up")
+        self._part = True
+        for way, refused in (
+            ("up", self._need(start, node, Need(slot, upper), None)),
+            ("down", self._carry(start, node, Carry(lower), None)),
+        ):
+            if refused is not None:
+                self._note(refused, way, None)
+                return None
+        return self._run(start, None, "both")
 
     def partly(self, node: Node, lower: Affine, left: Array) -> Plan | None:
         """The scale goes down; the shift `left` stays as an Add in the source's place."""
@@ -448,10 +463,11 @@ class Search:
                     )
                     return None
                 answer = self._ask(overlay, node, ask)
+                told = ask.way if direction == "both" else direction
                 options: list[tuple[tuple[Action, ...], Node, _Path, str]] = []
                 for option in (answer,) if isinstance(answer, Refusal) else answer:
                     if isinstance(option, Refusal):
-                        self._note(option, direction, path)
+                        self._note(option, told, path)
                     else:
                         options.append((option, node, path, ask.way))
                 if len(options) == 1:
@@ -471,7 +487,8 @@ class Search:
                 dead = not self._apply(overlay, chosen, direction)
 
     def _note(self, refusal: Refusal, direction: str, path: _Path) -> None:
-        told = Refusal(refusal.reason, refusal.at, refusal.message, refusal.because, direction, _names(path))
+        way = direction if direction != "both" else "up"
+        told = Refusal(refusal.reason, refusal.at, refusal.message, refusal.because, way, _names(path), self._part)
         if told not in self.refusals:
             self.refusals.append(told)
 
@@ -570,7 +587,7 @@ class Search:
                     overlay.vanished[node] = slot
                     refused = self._graph.boundary(node.outputs[0], output_only=True)
             if refused is not None:
-                self._note(refused, direction, path)
+                self._note(refused, way if direction == "both" else direction, path)
                 return False
         return True
 
@@ -669,7 +686,7 @@ class Search:
                 return None
         way = "both" if len(overlay.directions) > 1 else direction
         return Plan(
-            direction == "up",
+            direction != "down",
             way,
             overlay.edits,
             overlay.attributes,

@@ -16,9 +16,11 @@ from onnx import helper
 from bnfold.fold import fold
 from tests.graphs import Builder, count, difference
 
-KINDS = """Conv Conv Conv BN BN BN Relu LeakyRelu PRelu Abs Clip Add Sub Product Max Mean Where Concat Slice Split Gather MaxPool
-    AveragePool LpPool Reduce Resize Pad Tile Blocks Turn Shuffle Mul Plus ConvTranspose Shared MatMul Einsum Norm
-    Quantized Softmax Tanh If""".split()
+KINDS = """
+    Conv Conv Conv BN BN BN Relu LeakyRelu PRelu Abs Clip Add Sub Product Max Mean Where Concat Slice Split Gather
+    MaxPool AveragePool LpPool Reduce Resize Pad Tile Blocks Turn Shuffle Mul Plus ConvTranspose Shared MatMul Einsum
+    Norm Quantized Softmax Tanh If
+""".split()
 SIZE = 6  # channels, height and width coincide on purpose
 
 

@@ -73,7 +73,10 @@ def _prelu(op: Op, a: Affine, carried: bool) -> Answer:
     refusal = not_positive(op, a) or no(op, Reason.NEGATIVE_SCALE, "A scale is negative.")
     if slope is None or (op.opset < 7 and slope.size > 1):  # before, the slope stood on the channels by itself
         return refusal
-    rank = max(a.rank, slope.ndim)
+    shape = op.shape(0)
+    if shape is None or slope.ndim > len(shape):
+        return no(op, Reason.UNKNOWN_SHAPE, f"The rank of {op.value(0)} is not known.")
+    rank = len(shape)
     k, flips = np.broadcast_arrays(raised(slope, rank), raised(a.scale, rank) < 0)
     if not (k[flips] > 0).all():
         return no(op, refusal.reason, f"{refusal.message} Not all slopes there are above 0, which would do as well.")

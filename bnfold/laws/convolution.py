@@ -33,6 +33,10 @@ def _ints(*dims: object) -> list[int]:
 def conv_up(op: Op, output: int, a: Affine) -> Answer:
     refused = stray(op, a, (1,))
     shape = _weight(op)
+    kernel: list[int] = op.attribute("kernel_shape", None) or []
+    if isinstance(shape, Refusal) and kernel and a.varying:
+        # nothing says the weight's shape: whatever makes it is to answer, not this
+        shape = (max(a.scale.size, a.shift.size), "?", *kernel)
     if refused or isinstance(shape, Refusal):
         return refused or shape  # pyright: ignore[reportReturnType]  # one of the two is a Refusal
     (count,) = _ints(shape[0])

@@ -1,7 +1,8 @@
 """DequantizeLinear of a constant weight: y = (q - z)*d takes a scale into d, and a sign into q and z.
 
 up      s*(q - z)*d = (q - z)*(s*d)   for s > 0
-        s*(q - z)*d = (q' - z')*(-s*d) with q' = -1 - q, z' = -1 - z (unsigned: 255 - q, 255 - z), exact for -128 too
+        s*(q - z)*d = (q' - z)*(-s*d) with q' = 2z - q for s < 0; where that is out of range q' = m - q, z' = m - z with
+        m = -1 (unsigned: 255), exact for -128 too
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from ..affine import Affine, Array, affine
 from ..gauge import Action, Answer, Law, Need, Op, Reason, Refusal, SetAttribute
 from .common import attributes, no, stray
 
-_MIRROR: dict[int, float] = {onnx.TensorProto.INT8: -1.0, onnx.TensorProto.UINT8: 255.0}
+_RANGE: dict[int, tuple[float, float]] = {onnx.TensorProto.INT8: (-128.0, 127.0), onnx.TensorProto.UINT8: (0.0, 255.0)}
 
 
 def up(op: Op, output: int, a: Affine) -> Answer:
@@ -39,7 +40,7 @@ def up(op: Op, output: int, a: Affine) -> Answer:
     actions: list[Action] = []
     negative = (a.scale < 0).any()
     if negative:
-        flips = _flipped(op, a)
+        flips = _flipped(op, a, axis)
         if isinstance(flips, Refusal):
             return flips
         actions += flips
@@ -48,7 +49,7 @@ def up(op: Op, output: int, a: Affine) -> Answer:
         return [(*actions, Need(1, affine(size)))]
     # one scale for the tensor becomes one for each element of the axis along which they vary, and so does the zero
     actions += [Need(1, affine(size), grow=True, shape=size.shape), SetAttribute("axis", min(a.varying))]
-    if op.has(2) and not negative:
+    if op.has(2) and not any(isinstance(x, Need) and x.slot == 2 for x in actions):
         actions.append(Need(2, affine(1.0), grow=True, shape=size.shape))
     return [tuple(actions)]
 
@@ -73,14 +74,21 @@ def _misplaced(op: Op, a: Affine, rank: int, scale_rank: int, axis: int | None) 
     return stray(op, a, (axis,)) if scale_rank else None
 
 
-def _flipped(op: Op, a: Affine) -> list[Action] | Refusal:
-    mirror = _MIRROR.get(op.elem_type(0))
-    if mirror is None:
+def _flipped(op: Op, a: Affine, axis: int | None) -> list[Action] | Refusal:
+    limits, shape = _RANGE.get(op.elem_type(0)), op.shape(0)
+    if limits is None or shape is None:
         return no(op, Reason.NEGATIVE_SCALE, "A negative scale can be folded into int8 and uint8 constants alone.")
     if op.attribute("block_size", 0):
         return no(op, Reason.NEGATIVE_SCALE, "A negative scale cannot be folded into blocks.")
     negative = a.scale < 0
-    sign, shift = np.where(negative, -1.0, 1.0), np.where(negative, mirror, 0.0)
+    sign = np.where(negative, -1.0, 1.0)
+    # About its zero point, where the other end is in range: z stays, which some runtimes want to be 0
+    z = np.asarray((op.integers(2) if op.has(2) else None) or 0, np.float64)
+    z = z.reshape([-1 if i == axis else 1 for i in range(len(shape))]) if z.size > 1 else z.reshape(())
+    turned = 2.0 * z - np.asarray(op.integers(0), np.float64).reshape([d for d in shape if isinstance(d, int)])
+    if (~negative | ((turned >= limits[0]) & (turned <= limits[1]))).all():
+        return [Need(0, affine(sign, np.where(negative, 2.0 * z, 0.0)))]
+    shift = np.where(negative, sum(limits), 0.0)
     scales = op.shape(1) or ()
     count = (negative.size,) if negative.size > 1 else tuple(d for d in scales if isinstance(d, int))
     point = affine(_laid(op, sign), _laid(op, shift))

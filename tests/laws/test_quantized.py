@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -122,6 +124,144 @@ def test_nothing_passes_a_quantized_value() -> None:
     assert count(result.model) == 1
     (kept,) = result.report.unfolded
     assert "QUANTIZED" in {kept.reason, *(a.reason for a in kept.alternatives)}
+
+
+def conv(b: Builder, w: str, *bias: str, **attributes: Any) -> str:
+    return b.op("Conv", b.input("x", 2, 3, 8, 7), w, *bias, **attributes)
+
+
+def drawn(b: Builder, *shape: int, axis: int = 0, size: int = 6) -> str:
+    return quantized(b, shape, np.int8, b.random.uniform(0.01, 0.02, size), True, axis=axis)
+
+
+def transposed(b: Builder) -> str:
+    return b.op("ConvTranspose", b.input("x", 2, 3, 8, 7), drawn(b, 3, 6, 3, 3, axis=1))
+
+
+def turned(b: Builder) -> str:
+    w = b.op("Transpose", drawn(b, 6, 6, axis=-1), perm=[1, 0])
+    return b.op("Gemm", b.input("x", 4, 6), w, b.weight(6), transB=1)
+
+
+def reshaped(b: Builder) -> str:
+    return conv(b, b.op("Reshape", drawn(b, 6, 27), b.ints(6, 3, 3, 3)))
+
+
+def added(b: Builder) -> str:
+    return b.op("Add", conv(b, drawn(b, 6, 3, 3, 3)), drawn(b, 6, 1, 1))
+
+
+@pytest.mark.parametrize("make", [transposed, turned, reshaped])
+@pytest.mark.parametrize("positive", [True, False])
+def test_the_scale_finds_its_axis(make: Callable[[Builder], str], positive: bool) -> None:
+    b = Builder()
+    ran(b.model(b.norm(make(b), 6, positive=positive)))
+
+
+@pytest.mark.parametrize("positive", [True, False])
+def test_a_dequantized_constant_that_is_added_leaves_the_shift_to_others(positive: bool) -> None:
+    b = Builder()
+    ran(b.model(b.norm(added(b), 6, positive=positive)))
+
+
+@pytest.mark.parametrize("positive", [True, False])
+def test_a_depthwise_weight_takes_scales_from_both_sides(positive: bool) -> None:
+    b = Builder()
+    x = b.norm(b.op("Relu", b.input("x", 2, 6, 8, 7)), 6, positive=positive, shift=False)
+    y = b.op("Conv", x, drawn(b, 6, 1, 3, 3), group=6)
+    ran(b.model(b.norm(y, 6, positive=positive)))
+
+
+@pytest.mark.parametrize("positive", [True, False])
+def test_two_folds_into_one_constant(positive: bool) -> None:
+    b = Builder()
+    y = b.norm(conv(b, drawn(b, 6, 3, 3, 3)), 6, positive=positive)
+    y = b.norm(b.op("Transpose", y, perm=[0, 1, 3, 2]), 6, positive=positive)
+    ran(b.model(y))
+
+
+@pytest.mark.parametrize("positive", [True, False])
+def test_a_scale_that_another_constant_shares_is_copied(positive: bool) -> None:
+    b = Builder()
+    w = quantized(b, (6, 3, 3, 3), np.int8, np.asarray(0.01), True)
+    other = b.op("DequantizeLinear", *b.nodes[0].input)
+    x = b.input("x", 2, 3, 8, 7)
+    ran(b.model(b.norm(b.op("Conv", x, w), 6, positive=positive), b.op("Conv", b.op("Relu", x), other)))
+
+
+def test_a_dequantized_weight_with_another_reader_stays() -> None:
+    b = Builder()
+    w, x = drawn(b, 6, 3, 3, 3), b.input("x", 2, 3, 8, 7)
+    other = b.op("Conv", b.op("Relu", x), w)
+    refused(b.model(b.norm(b.op("Conv", x, w), 6), other), "NOT_CONSTANT")
+
+
+@pytest.mark.parametrize(("positive", "left"), [(True, 0), (False, 1)])
+def test_a_dequantized_bias_takes_a_positive_scale(positive: bool, left: int) -> None:
+    b = Builder()
+    w = drawn(b, 6, 3, 3, 3)
+    bias = quantized(b, (6,), np.int32, np.full(6, 1e-9), False, axis=0)
+    model = b.model(b.norm(conv(b, w, bias), 6, positive=positive, shift=False))
+    if left:
+        refused(model, "NEGATIVE_SCALE")
+    else:
+        folded(model)
+
+
+@pytest.mark.parametrize(("name", "opset"), [("int16", 21), ("int4", 21), ("uint4", 21), ("float8_e4m3fn", 19)])
+def test_other_types_take_positive_scales(name: str, opset: int) -> None:
+    for positive in (True, False):
+        b = Builder(opset=opset, ir_version=10)
+        dtype = {"int16": np.int16}.get(name) or getattr(ml_dtypes, name)
+        w = b.weight(values=b.random.integers(0, 8, (6, 3, 3, 3)).astype(dtype))
+        d = b.weight(values=b.random.uniform(0.01, 0.02, 6).astype(np.float32))
+        model = b.model(b.norm(conv(b, b.op("DequantizeLinear", w, d, axis=0)), 6, positive=positive))
+        if positive:
+            result = folded(model)
+            assert [t.raw_data for t in result.model.graph.initializer if t.name == w] == [
+                t.raw_data for t in model.graph.initializer if t.name == w
+            ]
+        else:
+            refused(model, "NEGATIVE_SCALE")
+
+
+def test_a_scale_that_can_only_be_a_power_of_two_stays() -> None:
+    b = Builder(opset=23, ir_version=11)
+    w = b.weight(values=b.random.integers(-8, 8, (6, 3, 3, 3)).astype(np.int8))
+    d = b.weight(values=np.exp2(b.random.integers(-3, 3, 6)).astype(ml_dtypes.float8_e8m0fnu))
+    y = conv(b, b.op("DequantizeLinear", w, d, axis=0, output_dtype=onnx.TensorProto.FLOAT))
+    refused(b.model(b.norm(y, 6, positive=True)), "QUANTIZED")
+
+
+@pytest.mark.parametrize("shift", [True, False])
+def test_what_is_before_a_dequantized_weight_stays(shift: bool) -> None:
+    """Its scales lie along the rows, and a map from before would have to go into the columns."""
+    b = Builder()
+    y = b.op("Conv", b.norm(b.op("Tanh", b.input("x", 2, 6, 8, 7)), 6, shift=shift), drawn(b, 6, 6, 1, 1))
+    refused(b.model(y), "NOT_CONSTANT" if shift else "WRONG_AXIS")
+
+
+def test_a_weight_that_is_quantized_in_the_graph_stays() -> None:
+    b = Builder()
+    scale, zero = b.weight(values=np.asarray(0.02, np.float32)), b.weight(values=np.asarray(0, np.int8))
+    w = b.op("DequantizeLinear", b.op("QuantizeLinear", b.weight(6, 3, 3, 3), scale, zero), scale, zero)
+    refused(b.model(b.norm(conv(b, w), 6)), "QUANTIZED")
+
+
+def test_nothing_enters_quantized_activations_and_quantized_ops_are_left_alone() -> None:
+    b = Builder()
+    step, zero = b.weight(values=np.asarray(0.05, np.float32)), b.weight(values=np.asarray(3, np.uint8))
+    x = b.op("QuantizeLinear", b.input("x", 2, 6, 8, 7), step, zero)
+    w = b.weight(values=b.random.integers(-9, 9, (6, 6, 1, 1)).astype(np.int8))
+    wide, none = b.weight(values=np.full(6, 0.1, np.float32)), b.weight(values=np.zeros(6, np.int8))
+    y = b.op("QLinearConv", x, step, zero, w, wide, none, step, zero)
+    y = b.op("DequantizeLinear", y, step, zero)
+    y = b.op("Relu", b.norm(y, 6))  # what makes it is quantized, and what reads it is not linear
+    model = b.model(b.op("Sigmoid", y))
+    result = fold(model)
+    (kept,) = result.report.unfolded
+    assert "QUANTIZED" in {kept.reason, *(a.reason for a in kept.alternatives)}
+    assert result.model.SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
 
 
 @pytest.mark.parametrize("mutant", ["zero point forgotten", "integers forgotten"])
