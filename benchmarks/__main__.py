@@ -19,6 +19,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from .models import models_command
+
 CHANNELS = 8
 ORT = """
 import sys, onnxruntime
@@ -95,6 +97,8 @@ def fold_command(pairs: tuple[int, ...], runs: int) -> None:
                 seconds = statistics.median(t for t, _ in found)
                 click.echo(f"  {name:20} {seconds:7.2f} s  {seconds / own:6.2f}x  {max(m for _, m in found):7.0f} MiB")
 
+
+main.add_command(models_command)
 
 if __name__ == "__main__":
     main()

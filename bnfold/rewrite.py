@@ -131,6 +131,7 @@ def _set_attribute(node: Node, name: str, value: float | int) -> None:
 def _add_after(graph: Graph, node: Node, shift: np.ndarray) -> Node:
     value = node.outputs[0]
     inner = graph.fresh(f"{value}_unbiased")
+    graph.shapes.copy(value, inner)  # of which neither the file nor onnx's inference knows
     name = _constant(graph, node, _bias_name(node, 1), shift)
     graph.set_output(node, 0, inner)
     proto = onnx.helper.make_node("Add", [inner, name], [value], name=graph.fresh(f"{node.at}_bias"))

@@ -77,6 +77,10 @@ class Shapes:
     def forget(self, value: str) -> None:
         self._known.pop(value, None)
 
+    def copy(self, old: str, new: str) -> None:
+        """`new` will have the sizes that `old` has."""
+        self._known[new] = self.of(old)
+
     def rename(self, old: str, new: str) -> None:
         """`new` is stored where `old` was: same sizes."""
         if old in self._known:
