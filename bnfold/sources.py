@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ARITHMETIC = frozenset(("Mul", "Div", "Add", "Sub"))
 _NO_BIAS = frozenset(("MatMul", "Gather", "Einsum"))
+EPSILON = float(np.float32(1e-5))  # the default, an attribute of float32 as any other epsilon is
 _NOISE = 16.0  # how much worse conditioned an inverse may leave a value than the original was
 
 
@@ -80,7 +81,7 @@ def batch_normalization(graph: Graph, node: Node) -> Source | Refusal:
         shapes = ", ".join(str(list(p.shape)) for p in parameters)
         raise MalformedModel(f"The parameters of {node.at} have different or impossible shapes: {shapes}.")
     gamma, beta, mean, var = parameters
-    epsilon = float(node.attribute("epsilon", 1e-5))
+    epsilon = float(node.attribute("epsilon", EPSILON))
     with np.errstate(all="ignore"):
         deviation = np.sqrt(var + epsilon)
         scale = gamma / deviation

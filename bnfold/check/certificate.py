@@ -93,7 +93,7 @@ def _source_error(record: Record) -> str | None:
     node = record.node
     if node.op_type == "BatchNormalization":
         (gamma, gamma_m), (beta, beta_m), (mean, mean_m), (variance, variance_m) = (p for p in found[1:5] if p)
-        epsilon = next((np.longdouble(a.f) for a in node.proto.attribute if a.name == "epsilon"), np.longdouble("1e-5"))
+        epsilon = np.longdouble(next((a.f for a in node.proto.attribute if a.name == "epsilon"), np.float32(1e-5)))
         scale = gamma / np.sqrt(variance + epsilon)
         scale_m = np.abs(scale) * (1 + variance_m / (variance + epsilon)) + gamma_m / np.sqrt(variance + epsilon)
         shift, shift_m = beta - scale * mean, beta_m + np.abs(scale) * mean_m + scale_m * np.abs(mean)

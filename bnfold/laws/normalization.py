@@ -50,7 +50,7 @@ def down(op: Op, given: Mapping[int, Affine]) -> Answer:
     gamma, mean, variance = op.constant(1), op.constant(3), op.constant(4)
     if gamma is None or mean is None or variance is None or not op.is_constant(2):
         return no(op, Reason.NOT_CONSTANT, "Its parameters are computed at run time.")
-    deviation = np.sqrt(variance + float(op.attribute("epsilon", 1e-5)))
+    deviation = np.sqrt(variance + float(op.attribute("epsilon", np.float32(1e-5))))
     if not (np.isfinite(deviation).all() and deviation.all()):
         return no(op, Reason.BAD_STATISTICS, "Its statistics are unusable.")
     s, t = given[0].vector(1, count)
