@@ -28,7 +28,7 @@ def squashed(array: ArrayLike) -> Array:
     channel count is never mistaken for it.
     """
     out: Array = np.asarray(array, np.float64)
-    if out.size == 1 or (out.size in out.shape and out.item(0) != out.item(-1)):
+    if out.size <= 1 or (out.size in out.shape and out.item(0) != out.item(-1)):
         return out  # one value, or one axis that varies: what nearly every normalization has
     for axis, size in enumerate(out.shape):
         if size > 1:
@@ -126,7 +126,8 @@ IDENTITY = Affine(_ONE, _ZERO)
 
 def affine(scale: ArrayLike, shift: ArrayLike = 0.0) -> Affine:
     """The map with these coefficients, squashed. `scale` and `shift`: any float arrays of the value's rank, or 0."""
-    return Affine(squashed(scale), squashed(shift))
+    s, t = squashed(scale), squashed(shift)
+    return Affine(s, t) if s.size and t.size else IDENTITY  # on no elements every map is
 
 
 def channel(scale: Array, shift: Array, rank: int, axis: int = 1) -> Affine:

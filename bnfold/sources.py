@@ -81,6 +81,8 @@ def batch_normalization(graph: Graph, node: Node) -> Source | Refusal:
         shapes = ", ".join(str(list(p.shape)) for p in parameters)
         raise MalformedModel(f"The parameters of {node.at} have different or impossible shapes: {shapes}.")
     gamma, beta, mean, var = parameters
+    if not gamma.size:
+        return Refusal(Reason.MALFORMED, node.at, "It has no channels.")
     epsilon = float(node.attribute("epsilon", EPSILON))
     with np.errstate(all="ignore"):
         deviation = np.sqrt(var + epsilon)
@@ -178,7 +180,7 @@ def arithmetic(graph: Graph, node: Node) -> Source | None:
         return None
     slot = 1 if first else 0
     constant = graph.constant(node.inputs[1 - slot])
-    if constant is None or not constant.is_float:
+    if constant is None or not constant.is_float or not constant.size:
         return None
     if constant.size > 1 or len(constant.shape) > 0:
         c = aligned(graph, node, slot, constant.exact())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from typing import Any
 
 import numpy as np
@@ -71,6 +73,16 @@ class Builder:
         del model.graph.output[:]
         model.graph.output.extend(inferred.graph.output)  # the checker wants their shapes
         return model
+
+
+@functools.cache
+def node_tests() -> list[Any]:
+    """onnx's own node tests; they register themselves, so a process can collect them once."""
+    from onnx.backend.test.case.node import collect_testcases
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tests' own numpy code warns
+        return [case for case in collect_testcases(None) if case.model is not None]  # pyright: ignore[reportArgumentType] # None: all ops
 
 
 def feeds(model: onnx.ModelProto, seed: int = 1, batch: int = 2) -> dict[str, NDArray[np.float64]]:

@@ -1,6 +1,5 @@
 """onnx's own node tests, in the models' types and promoted: every one that can be evaluated gives what it expects."""
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 from onnx import numpy_helper
 
 from bnfold.reference import Evaluator, UnsupportedOp
+from tests.graphs import node_tests
 
 # What onnx expects there, and why the reference gives something else.
 OTHERWISE = {
@@ -21,11 +21,7 @@ OTHERWISE = {
 
 
 def _cases() -> list[Any]:
-    from onnx.backend.test.case.node import collect_testcases
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tests' own numpy code warns
-        return [case for case in collect_testcases(None) if case.model is not None and case.name not in OTHERWISE]  # pyright: ignore[reportArgumentType] # None: all ops
+    return [case for case in node_tests() if case.name not in OTHERWISE]
 
 
 def _array(value: Any) -> Any:
