@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from .gauge import Plan
 from .graph import Graph, Node, free_names
+from .search import Plan
 from .weights import Tensor, tensor
 
 

@@ -19,7 +19,7 @@ from ..files import load
 from ..weights import Tensor, read, rounded
 
 if TYPE_CHECKING:
-    from ..fold import FoldResult, Record
+    from ..result import FoldResult, Record
 
 _U = 2.0**-53
 _BLOCK = 1 << 20  # elements that are looked at together

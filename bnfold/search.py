@@ -1,0 +1,477 @@
+"""The search for a plan that removes a source: a worklist of demands over an overlay, with backtracking. It is pure.
+
+Laws answer demands with alternatives (gauge.py); the overlay remembers what a plan would edit, and what is still asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+from .affine import Affine, Array
+from .gauge import (
+    Action,
+    AddAfter,
+    Answer,
+    Become,
+    Carry,
+    Law,
+    Need,
+    Reason,
+    Refusal,
+    SetAttribute,
+    Shape,
+    Vanish,
+)  # fmt: skip
+from .weights import Tensor, zeros
+
+if TYPE_CHECKING:
+    from .graph import Graph, Node
+
+STEPS = 2000  # laws that one search may ask
+_T = TypeVar("_T")
+
+_Path: TypeAlias = "tuple[Node, _Path] | None"
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What one op is asked: the maps that its outputs shall get (up), or those that its inputs have got (down)."""
+
+    way: str
+    maps: Mapping[int, Affine]
+
+
+def _names(path: _Path) -> tuple[str, ...]:
+    out: list[str] = []
+    while path is not None:
+        out.append(path[0].at)
+        path = path[1]
+    return tuple(reversed(out))
+
+
+@dataclass(slots=True)
+class Overlay:
+    """What a plan would do so far, and what it still has to ask."""
+
+    edits: dict[tuple[Node, int], Tensor] = field(default_factory=dict["tuple[Node, int]", Tensor])
+    attributes: dict[Node, dict[str, float | int]] = field(default_factory=dict["Node", dict[str, float | int]])
+    produced: dict[str, Affine] = field(default_factory=dict[str, Affine])
+    carried: dict[str, Affine] = field(default_factory=dict[str, Affine])
+    accepted: set[tuple[Node, int]] = field(default_factory=set["tuple[Node, int]"])
+    vanished: dict[Node, int] = field(default_factory=dict["Node", int])
+    added: dict[Node, Array] = field(default_factory=dict["Node", Array])
+    became: dict[Node, Become] = field(default_factory=dict["Node", Become])
+    through: dict[Node, None] = field(default_factory=dict["Node", None])
+    directions: set[str] = field(default_factory=set[str])
+    ups: list[tuple[Node, int, Affine, _Path]] = field(default_factory=list["tuple[Node, int, Affine, _Path]"])
+    downs: dict[Node, tuple[dict[int, Affine], _Path]] = field(
+        default_factory=dict["Node", "tuple[dict[int, Affine], _Path]"]
+    )
+    siblings: list[tuple[str, _Path]] = field(default_factory=list["tuple[str, _Path]"])
+
+    def copy(self) -> Overlay:
+        return Overlay(
+            dict(self.edits), {n: dict(a) for n, a in self.attributes.items()}, dict(self.produced),
+            dict(self.carried), set(self.accepted), dict(self.vanished), dict(self.added), dict(self.became),
+            dict(self.through), set(self.directions), list(self.ups),
+            {n: (dict(s), p) for n, (s, p) in self.downs.items()}, list(self.siblings),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A fold that works: edits of constant operands by edge, and what happens to nodes. Applied by rewrite.py."""
+
+    upward: bool  # the source's input is stored as its output was; else the other way round
+    direction: str
+    edits: dict[tuple[Node, int], Tensor]
+    attributes: dict[Node, dict[str, float | int]]
+    vanished: dict[Node, int]
+    added: dict[Node, Array]
+    became: dict[Node, Become]
+    through: tuple[Node, ...]
+    into: tuple[Node, ...]
+    left: Array | None = None  # the shift that stays behind as an Add in the source's place
+
+    @property
+    def nodes_saved(self) -> int:
+        """The source itself, and the ops that vanish, less the ones that come in."""
+        return 1 + len(self.vanished) - len(self.added) - (self.left is not None)
+
+
+class OverlaidOp:
+    """The `Op` of a node with the plan's edits on it."""
+
+    def __init__(self, graph: Graph, overlay: Overlay, node: Node, aggressive: bool) -> None:
+        self._graph, self._overlay, self._node = graph, overlay, node
+        self.aggressive = aggressive
+        self.kind: str = node.op_type
+        self.at: str = node.at
+        self.opset: int = graph.opset(node.domain)
+        self.slots: int = len(node.inputs)
+        self.outputs: int = len(node.outputs)
+
+    def attribute(self, name: str, default: _T) -> _T:
+        changed = self._overlay.attributes.get(self._node)
+        if changed is not None and name in changed:
+            return changed[name]  # pyright: ignore[reportReturnType]  # SetAttribute keeps the attribute's type
+        return self._node.attribute(name, default)
+
+    def has(self, slot: int) -> bool:
+        return self._node.has(slot) or (self._node, slot) in self._overlay.edits
+
+    def used(self, output: int) -> bool:
+        return self._graph.is_used(self._node, output)
+
+    def _tensor(self, slot: int) -> Tensor | None:
+        edited = self._overlay.edits.get((self._node, slot))
+        if edited is not None:
+            return edited
+        return self._graph.constant(self._node.inputs[slot]) if self._node.has(slot) else None
+
+    def is_constant(self, slot: int) -> bool:
+        return self._tensor(slot) is not None
+
+    def constant(self, slot: int) -> Array | None:
+        found = self._tensor(slot)
+        return None if found is None or not found.is_float else found.exact()
+
+    def integers(self, slot: int) -> tuple[int, ...] | None:
+        found = self._tensor(slot)
+        if found is None:
+            return None
+        if found.steps:
+            return tuple(int(i) for i in found.exact().reshape(-1))
+        return tuple(found.array().reshape(-1).tolist())
+
+    def elem_type(self, slot: int) -> int:
+        found = self._tensor(slot)
+        return 0 if found is None else found.data_type
+
+    def shape(self, slot: int) -> Shape | None:
+        edited = self._overlay.edits.get((self._node, slot))
+        return edited.shape if edited is not None else self._graph.shape(self._node.inputs[slot])
+
+    def output_shape(self, output: int = 0) -> Shape | None:
+        return self._graph.shape(self._node.outputs[output])
+
+    def value(self, slot: int) -> str:
+        return self._node.inputs[slot]
+
+
+class Search:
+    """One search for a plan that removes the source `node` (y = affine(x))."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        laws: Mapping[tuple[str, str], Law],
+        *,
+        inserts: int,
+        inverse: Callable[[], Refusal | None],
+        protected: Callable[[Node], bool] = lambda _: False,
+        aggressive: bool = False,
+    ) -> None:
+        """inserts: how many Adds may come in.
+        inverse: why no reader may be given the inverse, or None; asked only when one needs it.
+        """
+        self._graph, self._laws, self._inserts, self._inverse = graph, laws, inserts, inverse
+        self._protected, self._aggressive = protected, aggressive
+        self.visited: set[Node] = set()
+        self.refusals: list[Refusal] = []
+        self._steps = 0
+        self._part = False
+        self._source: Node | None = None
+
+    def up(self, node: Node, slot: int, a: Affine) -> Plan | None:
+        """The source's input is to be stored as a(input)."""
+        self._source = node
+        start = Overlay()
+        refused = self._need(start, node, Need(slot, a), None)
+        return self._run(start, refused, "up")
+
+    def down(self, node: Node, output: int, a: Affine) -> Plan | None:
+        """The source's output is to be stored as its input: every reader applies a."""
+        self._source = node
+        start = Overlay()
+        refused = self._carry(start, node, Carry(a, output), None)
+        return self._run(start, refused, "down")
+
+    def apart(self, node: Node, slot: int, upper: Affine, lower: Affine) -> Plan | None:
+        """The source in two parts, upper first: one into what makes its input, the other into what reads its output."""
+        self._source = node
+        start = Overlay(directions={"up", "down"})
+        self._part = True
+        for way, refused in (
+            ("up", self._need(start, node, Need(slot, upper), None)),
+            ("down", self._carry(start, node, Carry(lower), None)),
+        ):
+            if refused is not None:
+                self._note(refused, way, None)
+                return None
+        return self._run(start, None, "both")
+
+    def partly(self, node: Node, lower: Affine, left: Array) -> Plan | None:
+        """The scale goes down; the shift `left` stays as an Add in the source's place."""
+        plan = self.down(node, 0, lower)
+        return None if plan is None else replace(plan, left=left)
+
+    def _run(self, overlay: Overlay, refused: Refusal | None, direction: str) -> Plan | None:
+        if refused is not None:
+            self._note(refused, direction, None)
+            return None
+        waiting: list[tuple[Overlay, list[tuple[tuple[Action, ...], Node, _Path, str]]]] = []
+        while True:
+            dead = False
+            step = self._next(overlay)
+            if isinstance(step, Refusal):
+                self._note(step, direction, None)
+                dead = True
+            elif step is None:
+                return self._finish(overlay, direction)
+            else:
+                node, ask, path = step
+                self._steps += 1
+                if self._steps > STEPS:
+                    self._note(
+                        Refusal(Reason.SEARCH_BUDGET, node.at, f"The search stopped after {STEPS} steps."),
+                        direction,
+                        path,
+                    )
+                    return None
+                answer = self._ask(overlay, node, ask)
+                told = ask.way if direction == "both" else direction
+                options: list[tuple[tuple[Action, ...], Node, _Path, str]] = []
+                for option in (answer,) if isinstance(answer, Refusal) else answer:
+                    if isinstance(option, Refusal):
+                        self._note(option, told, path)
+                    else:
+                        options.append((option, node, path, ask.way))
+                if len(options) == 1:
+                    dead = not self._apply(overlay, options[0], direction)
+                else:
+                    if options:
+                        waiting.append((overlay, options[::-1]))
+                    dead = True
+            while dead:
+                if not waiting:
+                    return None
+                base, options = waiting[-1]
+                chosen = options.pop()
+                if not options:
+                    waiting.pop()
+                overlay = base.copy() if options else base
+                dead = not self._apply(overlay, chosen, direction)
+
+    def _note(self, refusal: Refusal, direction: str, path: _Path) -> None:
+        way = direction if direction != "both" else "up"
+        told = Refusal(refusal.reason, refusal.at, refusal.message, refusal.because, way, _names(path), self._part)
+        if told not in self.refusals:
+            self.refusals.append(told)
+
+    def _next(self, overlay: Overlay) -> tuple[Node, _Wanted, _Path] | Refusal | None:
+        # Upward demands first, because they say which readers agree, and an op of several outputs when all of them
+        # have been asked for; then maps on their way down, the joins of several values last, so that both arms of a
+        # diamond have arrived.
+        if overlay.ups:
+            at = next((i for i in range(len(overlay.ups) - 1, -1, -1) if len(overlay.ups[i][0].outputs) == 1), -1)
+            node, output, a, path = overlay.ups.pop(at)
+            wanted = {output: a}
+            if len(node.outputs) > 1:
+                wanted |= {o: b for n, o, b, _ in overlay.ups if n is node}
+                overlay.ups = [up for up in overlay.ups if up[0] is not node]
+            return node, _Wanted("up", wanted), path
+        while overlay.siblings:
+            value, path = overlay.siblings.pop()
+            refused = self._compensate(overlay, value, path)
+            if refused is not None:
+                return refused
+        if overlay.downs:
+            node = min(overlay.downs, key=lambda n: (self._graph.joins(n), n.order))
+            given, path = overlay.downs.pop(node)
+            return node, _Wanted("down", given), path
+        return None
+
+    def _compensate(self, overlay: Overlay, value: str, path: _Path) -> Refusal | None:
+        others = [
+            edge
+            for edge in self._graph.readers(value)
+            if edge not in overlay.accepted and not self._graph.is_neutral(*edge)
+        ]
+        if not others:
+            return None
+        a = overlay.produced[value]
+        weak = self._inverse()
+        if weak is not None:
+            return weak
+        if not a.scale.all():
+            return Refusal(
+                Reason.ZERO_SCALE, others[0][0].at, "It reads the value too, and a zero scale has no inverse."
+            )
+        overlay.directions.add("down")
+        for node, slot in others:
+            overlay.accepted.add((node, slot))
+            refused = self._give(overlay, node, slot, a.inverse(), path)
+            if refused is not None:
+                return refused
+        return None
+
+    def _ask(self, overlay: Overlay, node: Node, ask: _Wanted) -> Answer:
+        self.visited.add(node)
+        if node is self._source:  # it goes, so it can take nothing in
+            return Refusal(Reason.CONFLICT, node.at, "Another reader meets the value before and after this node.")
+        if node in overlay.vanished or node in overlay.became:
+            return Refusal(Reason.CONFLICT, node.at, "Two maps meet at this op.")
+        if self._protected(node):
+            return Refusal(Reason.SKIPPED, node.at, "This node was left out by --skip.")
+        law = self._laws.get((node.domain, node.op_type))
+        if law is None:
+            from .laws import without_law
+
+            return without_law(node)
+        if not law.attributes.issuperset(node.attribute_names):
+            strange = sorted(set(node.attribute_names) - law.attributes)
+            return Refusal(Reason.UNKNOWN_OP, node.at, f"{node.op_type} has an unknown attribute {strange[0]!r}.")
+        op = OverlaidOp(self._graph, overlay, node, self._aggressive)
+        if ask.way == "down":
+            return law.down(op, ask.maps)
+        if len(ask.maps) == 1:
+            return law.up(op, *next(iter(ask.maps.items())))
+        if law.up_all is not None:
+            return law.up_all(op, ask.maps)
+        return Refusal(Reason.CONFLICT, node.at, f"More than one output of {node.op_type} would have to change.")
+
+    def _apply(self, overlay: Overlay, option: tuple[tuple[Action, ...], Node, _Path, str], direction: str) -> bool:
+        actions, node, path, way = option
+        overlay.through[node] = None
+        overlay.directions.add(way)
+        here: _Path = (node, path)
+        for action in actions:
+            match action:
+                case Need():
+                    refused = self._need(overlay, node, action, here)
+                case Carry():
+                    refused = self._carry(overlay, node, action, here)
+                case SetAttribute(name, value):
+                    overlay.attributes.setdefault(node, {})[name] = value
+                    refused = None
+                case AddAfter(shift):
+                    refused = self._insert(overlay, node, shift)
+                case Become():
+                    overlay.became[node] = action
+                    refused = None
+                case Vanish(slot):
+                    overlay.vanished[node] = slot
+                    refused = self._graph.boundary(node.outputs[0], output_only=True)
+            if refused is not None:
+                self._note(refused, way if direction == "both" else direction, path)
+                return False
+        return True
+
+    def _insert(self, overlay: Overlay, node: Node, shift: Array) -> Refusal | None:
+        if not shift.any():
+            return None
+        if len(overlay.added) >= self._inserts + len(overlay.vanished):
+            return Refusal(
+                Reason.NO_GAIN, node.at, f"{node.op_type} has no bias: the shift would need an Add of its own."
+            )
+        overlay.added[node] = shift if node not in overlay.added else overlay.added[node] + shift
+        return None
+
+    def _need(self, overlay: Overlay, node: Node, need: Need, path: _Path) -> Refusal | None:
+        if need.affine.is_identity and need.shape is None:
+            return None
+        if need.inverse and (weak := self._inverse()) is not None:
+            return weak
+        edge = (node, need.slot)
+        if not node.has(need.slot):
+            base = overlay.edits.get(edge)
+            if base is None:
+                if need.missing is None:
+                    return Refusal(Reason.UNKNOWN_OP, node.at, f"{node.op_type} has no input {need.slot}.")
+                like = None if need.like is None else self._graph.constant(node.inputs[need.like])
+                base = zeros("", need.missing, self._graph.type_of(node) if like is None else like.data_type)
+            return self._edit(overlay, edge, base, need)
+        value = node.inputs[need.slot]
+        base = overlay.edits.get(edge) or self._graph.constant(value)
+        if base is not None:
+            return self._edit(overlay, edge, base, need)
+        return self._produce(overlay, value, need.affine, edge, path)
+
+    def _edit(self, overlay: Overlay, edge: tuple[Node, int], base: Tensor, need: Need) -> Refusal | None:
+        edited = base.after(need.affine, need.shape)
+        if edited.shape != base.shape and not need.grow:
+            return Refusal(
+                Reason.WRONG_AXIS, edge[0].at, f"The constant {base.name or need.slot} has not the axis that varies."
+            )
+        overlay.edits[edge] = edited
+        return None
+
+    def _produce(self, overlay: Overlay, value: str, a: Affine, edge: tuple[Node, int], path: _Path) -> Refusal | None:
+        if value in overlay.produced:
+            if edge not in overlay.accepted and overlay.produced[value].equals(a):
+                overlay.accepted.add(edge)
+                return None
+            return Refusal(Reason.CONFLICT, value, f"Two readers of {value} want it stored in different ways.")
+        if value in overlay.carried:
+            return Refusal(Reason.CONFLICT, value, f"The map would have to pass {value} in both directions.")
+        refused = self._graph.boundary(value)
+        if refused is not None:
+            return refused
+        producer = self._graph.producer(value)
+        if producer is None:
+            return Refusal(Reason.GRAPH_BOUNDARY, value, f"{value} is not made in this graph.")
+        overlay.produced[value] = a
+        overlay.accepted.add(edge)
+        overlay.ups.append((*producer, a, path))
+        overlay.siblings.append((value, path))
+        return None
+
+    def _carry(self, overlay: Overlay, node: Node, carry: Carry, path: _Path) -> Refusal | None:
+        if carry.affine.is_identity:
+            return None
+        value = node.outputs[carry.output]
+        if value in overlay.produced or value in overlay.carried:
+            return Refusal(Reason.CONFLICT, value, f"Two maps meet at {value}.")
+        refused = self._graph.boundary(value, output_only=True)
+        if refused is not None:
+            return refused
+        overlay.carried[value] = carry.affine
+        for reader, slot in self._graph.readers(value):
+            if not self._graph.is_neutral(reader, slot):
+                refused = self._give(overlay, reader, slot, carry.affine, path)
+                if refused is not None:
+                    return refused
+        return None
+
+    def _give(self, overlay: Overlay, node: Node, slot: int, a: Affine, path: _Path) -> Refusal | None:
+        given, _ = overlay.downs.setdefault(node, ({}, path))
+        if slot in given:
+            return Refusal(Reason.CONFLICT, node.at, "Two maps meet at one input.")
+        given[slot] = a
+        return None
+
+    def _finish(self, overlay: Overlay, direction: str) -> Plan | None:
+        into = dict.fromkeys([n for n, _ in overlay.edits] + [*overlay.attributes, *overlay.added, *overlay.became])
+        through = tuple(n for n in overlay.through if n not in into)
+        for edge, edited in overlay.edits.items():
+            misfit = edited.misfit()
+            if misfit is not None:
+                if not edited.name:
+                    misfit = "bias" + misfit
+                self._note(Refusal(Reason.OUT_OF_RANGE, edge[0].at, f"The folded weight {misfit}."), direction, None)
+                return None
+        way = "both" if len(overlay.directions) > 1 else direction
+        return Plan(
+            direction != "down",
+            way,
+            overlay.edits,
+            overlay.attributes,
+            overlay.vanished,
+            overlay.added,
+            overlay.became,
+            through,
+            tuple(into),
+        )
