@@ -93,7 +93,7 @@ def fold_leaving(
         model, stored = flat, onnx.ModelProto()
         stored.CopyFrom(flat)
     main = Graph(model.graph, opsets, source.directory, stored=stored.graph, overridable=overridable)
-    folder = Folder(tuple(skip), tuple(only), limit, leave, aggressive=aggressive, partial=partial)
+    folder = Folder(tuple(skip), tuple(only), limit, leave, aggressive=aggressive, partly=partial)
     graphs = list(_nested(main))
     before = sum(g.size() for g in graphs)
     runs = [run for graph in graphs for run in folder.runs(graph)]

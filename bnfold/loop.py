@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 
 import onnx
 
@@ -99,9 +100,9 @@ class Folder:
         leave: Mapping[str, str] | None,
         *,
         aggressive: bool,
-        partial: bool,
+        partly: bool,
     ) -> None:
-        self._aggressive, self._partial = aggressive, partial
+        self._aggressive, self._partial = aggressive, partly
         self._skip, self._only, self._max_growth, self._leave = skip, only, max_growth, leave
         self._rounding: dict[Graph, Mapping[str, Node]] = {}
         self.rounded: dict[str, str] = {}  # source -> the value that an op makes by rounding what comes from it
@@ -226,35 +227,43 @@ class Folder:
         return None
 
     def _plan(self, graph: Graph, source: sources.Source) -> tuple[Plan | None, list[Refusal], set[Node]]:
-        inserts = 1 if source.is_batch_normalization else 0
-        node, slot, a = source.node, source.slot, source.affine
         refusals: list[Refusal] = []
         visited: set[Node] = set()
         best: Plan | None = None
-        ways: list[Callable[[Search], Plan | None]] = [lambda s: s.up(node, slot, a), lambda s: s.down(node, 0, a)]
-        if not (a.is_pure_scale or a.is_pure_shift):
-            scale_last = a.shift_first()
-            ways.append(lambda s: s.apart(node, slot, a.only_scale(), a.only_shift()))
-            ways.append(lambda s: s.apart(node, slot, *scale_last))
-            if self._partial and source.is_batch_normalization and a.scale.all():
-                upper, lower = scale_last
-                ways.append(lambda s: s.partly(node, lower, upper.shift))
-        for number, way in enumerate(ways):
-            if number > 1 and best is not None:
-                break
-            search = Search(
-                graph, LAWS, inserts=inserts if number < 4 else 0, inverse=source.inverse, protected=self._protected,
-                aggressive=self._aggressive,
-            )  # fmt: skip
-            plan = way(search)
-            known = {(r.reason, r.at) for r in refusals} if number > 1 else set[tuple[Reason, str]]()
-            refusals += [r for r in search.refusals if (r.reason, r.at) not in known]
+        for number, (search, way) in enumerate(self._ways(graph, source)):
+            plan = way()
+            known = {(r.reason, r.at) for r in refusals}
+            refusals += [r for r in search.refusals if not r.part or (r.reason, r.at) not in known]
             visited |= search.visited
             if plan is not None and (best is None or _rank(plan) > _rank(best)):
                 best = plan
-            if best is not None and best.direction == "up" and best.nodes_saved > 0:
+            if best is not None and (number > 0 or (best.direction == "up" and best.nodes_saved > 0)):
                 break
         return best, refusals, visited
+
+    def _ways(self, graph: Graph, source: sources.Source) -> Iterator[tuple[Search, Callable[[], Plan | None]]]:
+        """The whole map upward and downward; then its scale and shift apart, of which one that works is enough."""
+        node, slot, a = source.node, source.slot, source.affine
+
+        def search(inserts: int) -> Search:
+            return Search(
+                graph, LAWS, inserts=inserts, inverse=source.inverse, protected=self._protected,
+                aggressive=self._aggressive,
+            )  # fmt: skip
+
+        inserts = 1 if source.is_batch_normalization else 0
+        up, down = search(inserts), search(inserts)
+        yield up, lambda: up.up(node, slot, a)
+        yield down, lambda: down.down(node, 0, a)
+        if a.is_pure_scale or a.is_pure_shift:
+            return
+        for upper, lower in ((a.only_scale(), a.only_shift()), a.shift_first()):
+            apart = search(inserts)
+            yield apart, partial(apart.apart, node, slot, upper, lower)
+        if self._partial and source.is_batch_normalization and a.scale.all():
+            upper, lower = a.shift_first()
+            partly = search(0)
+            yield partly, lambda: partly.partly(node, lower, upper.shift)
 
     def _protected(self, node: Node) -> bool:
         return any(_matches(node, p) for p in self._skip) if self._skip else False

@@ -182,7 +182,7 @@ class Search:
         self.visited: set[Node] = set()
         self.refusals: list[Refusal] = []
         self._steps = 0
-        self._part = False
+        self.in_parts = False  # only the scale or only the shift goes one way
         self._source: Node | None = None
 
     def up(self, node: Node, slot: int, a: Affine) -> Plan | None:
@@ -203,7 +203,7 @@ class Search:
         """The source in two parts, upper first: one into what makes its input, the other into what reads its output."""
         self._source = node
         start = Overlay(directions={"up", "down"})
-        self._part = True
+        self.in_parts = True
         for way, refused in (
             ("up", self._need(start, node, Need(slot, upper), None)),
             ("down", self._carry(start, node, Carry(lower), None)),
@@ -215,6 +215,7 @@ class Search:
 
     def partly(self, node: Node, lower: Affine, left: Array) -> Plan | None:
         """The scale goes down; the shift `left` stays as an Add in the source's place."""
+        self.in_parts = True
         plan = self.down(node, 0, lower)
         return None if plan is None else replace(plan, left=left)
 
@@ -267,7 +268,7 @@ class Search:
 
     def _note(self, refusal: Refusal, direction: str, path: _Path) -> None:
         way = direction if direction != "both" else "up"
-        told = Refusal(refusal.reason, refusal.at, refusal.message, refusal.because, way, _names(path), self._part)
+        told = Refusal(refusal.reason, refusal.at, refusal.message, refusal.because, way, _names(path), self.in_parts)
         if told not in self.refusals:
             self.refusals.append(told)
 
