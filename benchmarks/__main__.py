@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from .latency import latency_command
 from .models import models_command
 
 CHANNELS = 8
@@ -99,6 +100,7 @@ def fold_command(pairs: tuple[int, ...], runs: int) -> None:
 
 
 main.add_command(models_command)
+main.add_command(latency_command)
 
 if __name__ == "__main__":
     main()

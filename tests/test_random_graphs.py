@@ -11,7 +11,7 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from bnfold.fold import fold
 from tests.graphs import Builder, count, difference
@@ -201,7 +201,24 @@ def graph(seed: int) -> onnx.ModelProto:
     drawn = Drawn(seed)
     for _ in range(drawn.choose.randint(3, 12)):
         drawn.draw()
-    return drawn.model(*dict.fromkeys(drawn.values[-2:]))
+    model = drawn.model(*dict.fromkeys(drawn.values[-2:]))
+    kind = drawn.choose.choice((onnx.TensorProto.FLOAT,) * 3 + (onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16))
+    ops = {node.op_type for node in model.graph.node}
+    return model if ops & {"Resize", "DequantizeLinear"} else retyped(model, kind)
+
+
+def retyped(model: onnx.ModelProto, kind: int) -> onnx.ModelProto:
+    """The model in another floating type: its weights, inputs and outputs."""
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(dtype), tensor.name))
+    bodies = [a.g for node in model.graph.node for a in node.attribute if a.HasField("g")]
+    for graph in (model.graph, *bodies):
+        for info in (*graph.input, *graph.output, *graph.value_info):
+            if info.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+                info.type.tensor_type.elem_type = kind
+    return model
 
 
 def holds(seed: int) -> None:
