@@ -12,23 +12,12 @@ import numpy as np
 
 from ..affine import Affine, Array, affine
 from ..gauge import Answer, Carry, Need, Op, Reason, Refusal
-from .common import Law, attributes, cut, no, raised, stray
+from .common import Law, attributes, fitted, no, raised, stray
 
 
 def expand_up(op: Op, output: int, a: Affine) -> Answer:
-    shape, out = op.shape(0), op.output_shape()
-    if shape is None or (out is None and a.rank):
-        return no(op, Reason.UNKNOWN_SHAPE, "The shapes of Expand are not known.")
-    if a.rank == 0 or out is None:
-        return [(Need(0, a),)]
-    first = len(out) - len(shape)
-    for axis in a.varying:
-        size = max(c.shape[axis] for c in (a.scale, a.shift) if c.ndim)
-        if axis < first or shape[axis - first] != size:
-            text = f"The coefficients vary along axis {axis}, along which one element is repeated."
-            return no(op, Reason.WRONG_AXIS, text)
-    inner = cut(a, first, len(shape))
-    return no(op, Reason.WRONG_AXIS, "They vary along a new axis.") if inner is None else [(Need(0, inner),)]
+    placed = fitted(op, a, 0, op.output_shape())  # nothing may vary along what is repeated
+    return placed if isinstance(placed, Refusal) else [(Need(0, placed),)]
 
 
 def expand_down(op: Op, given: Mapping[int, Affine]) -> Answer:
