@@ -124,4 +124,5 @@ class FoldResult:
         """Write the model, unchecked: the file itself where nothing was folded. Returns the files written."""
         if not self.changed:
             return copy(self.source, path)
-        return save(self.model, path, directory=self.source.directory)
+        # what was external stays external, be every such tensor edited
+        return save(self.model, path, directory=self.source.directory, external=bool(self.source.data) or None)

@@ -201,7 +201,7 @@ def arithmetic(graph: Graph, node: Node) -> Source | None:
             a = affine(1.0, c)
         case _:
             a = affine(1.0, -c) if slot == 0 else affine(-1.0, c)
-    if a.is_pure_shift and slot == 0 and _is_bias(graph, node):
+    if a.is_pure_shift and _is_bias(graph, node.inputs[slot]):
         return None
 
     def inverse() -> Refusal | None:
@@ -213,9 +213,9 @@ def arithmetic(graph: Graph, node: Node) -> Source | None:
     return Source(node, slot, a, inverse)
 
 
-def _is_bias(graph: Graph, node: Node) -> bool:
+def _is_bias(graph: Graph, value: str) -> bool:
     # The minimal way to write a bias for an op that has none: nothing to fold.
-    made = graph.producer(node.inputs[0])
+    made = graph.producer(value)
     return made is not None and made[0].domain == "" and made[0].op_type in _NO_BIAS
 
 

@@ -26,19 +26,20 @@ RNG = np.random.default_rng(0)
 
 def network(*, kept: bool = False, bad: bool = False, width: int = 4) -> onnx.ModelProto:
     """Conv -> BN -> Relu; `kept`: and a BN behind a Sigmoid, which stays; `bad`: the BN's parameters are too short."""
+    random = np.random.default_rng(0)  # the same network whichever tests ran before
 
     def norm(name: str, read: str, write: str, channels: int) -> onnx.NodeProto:
         arrays = {
-            "s": RNG.uniform(0.5, 2, channels),
-            "b": RNG.standard_normal(channels),
-            "m": RNG.standard_normal(channels),
-            "v": RNG.uniform(0.5, 2, channels),
+            "s": random.uniform(0.5, 2, channels),
+            "b": random.standard_normal(channels),
+            "m": random.standard_normal(channels),
+            "v": random.uniform(0.5, 2, channels),
         }
         for key, array in arrays.items():
             initializers.append(numpy_helper.from_array(array.astype(np.float32), name + key))
         return helper.make_node("BatchNormalization", [read, *(name + key for key in arrays)], [write], name)
 
-    initializers = [numpy_helper.from_array(RNG.standard_normal((width, 3, 3, 3)).astype(np.float32), "W")]
+    initializers = [numpy_helper.from_array(random.standard_normal((width, 3, 3, 3)).astype(np.float32), "W")]
     nodes = [helper.make_node("Conv", ["x", "W"], ["h"], "conv"), norm("bn", "h", "n", width - 1 if bad else width)]
     if kept:
         nodes += [helper.make_node("Sigmoid", ["n"], ["g"], "sigmoid"), norm("stays", "g", "y", width)]

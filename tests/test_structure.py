@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -349,3 +350,25 @@ def test_the_check_sees_a_wrong_weight_in_a_body() -> None:
             t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(t) * np.float32(1.01), t.name))
     assert not result.certificate(wrong).passed
     assert not check(model, wrong)
+
+
+def test_external_weights_stay_external_when_each_of_them_was_edited(tmp_path: Path) -> None:
+    b = Builder()
+    y = b.norm(b.op("Conv", b.input("x", 1, 32, 5, 5), b.weight(32, 32, 3, 3)), 32)
+    (tmp_path / "in").mkdir()
+    onnx.save(
+        b.model(y), tmp_path / "in" / "net.onnx", save_as_external_data=True, location="net.bin", size_threshold=0
+    )
+    result = fold(tmp_path / "in" / "net.onnx")
+    written = result.save(tmp_path / "out.onnx")
+    assert [path.name for path in written] == ["out.onnx", "out.onnx.data"]
+    weights = {t.name: t for t in onnx.load(tmp_path / "out.onnx", load_external_data=False).graph.initializer}
+    assert any(t.data_location == TensorProto.EXTERNAL for t in weights.values())
+    assert result.check(path=tmp_path / "out.onnx")
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_the_bias_of_a_product_is_no_source_on_either_side(swapped: bool) -> None:
+    b = Builder()
+    y, bias = b.op("MatMul", b.input("x", 2, 6), b.weight(6, 6)), b.weight(6)
+    assert fold(b.model(b.op("Tanh", b.op("Add", *((bias, y) if swapped else (y, bias)))))).report.sources == 0
