@@ -179,7 +179,7 @@ class _Check:
         needed = payload(proto)
         # ByteSize does not copy the data; a typed field holds at least one byte for an element, or for eight of 4 bits
         enough = needed if proto.HasField("raw_data") else needed // 16
-        if enough > proto.ByteSize():
+        if enough > (len(proto.raw_data) or proto.ByteSize()):
             raise MalformedModel(
                 f"Tensor '{proto.name}' of shape {list(proto.dims)} needs {needed} bytes and holds fewer: "
                 "the model is damaged."

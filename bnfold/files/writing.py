@@ -6,6 +6,7 @@ data that is not there.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -91,7 +92,8 @@ def save(
     path = Path(path)
     with Staging(path, keep_mode_of=keep_mode_of) as stage, _explained(path):
         if external is None:
-            external = size_of(model) > LIMIT or any(_is_external(proto) for proto in tensors(model))
+            external = any(_is_external(proto) for proto in tensors(model))
+            external = external or (_about(model) > LIMIT // 2 and size_of(model) > LIMIT)
         if external:
             copied = onnx.ModelProto()
             copied.CopyFrom(model)
@@ -99,6 +101,11 @@ def save(
             _externalize(model, stage.path, directory)
         _write(stage.path, serialize(model, path))
         return stage.commit()
+
+
+def _about(model: onnx.ModelProto) -> int:
+    """The bytes of the tensors by their shapes; asking protobuf costs as much as serializing the whole."""
+    return sum(math.prod(proto.dims) * 8 for proto in tensors(model))
 
 
 def copy(source: ModelFile, path: str | os.PathLike[str], *, overwrite: bool = True) -> list[Path]:
