@@ -47,10 +47,9 @@ LAWS: dict[tuple[str, str], Law] = {
 }
 
 _NONLINEAR = frozenset(
-    """Sigmoid Tanh Elu Selu Celu Gelu Mish HardSigmoid HardSwish Swish Softplus Softsign ThresholdedRelu Softmax
-    LogSoftmax Hardmax Exp Log Sqrt Pow Reciprocal Erf Sin Cos Tan Abs Sign Clip Floor Ceil Round Min Max GRU
-    RNN LpNormalization LRN InstanceNormalization LayerNormalization GroupNormalization
-    MeanVarianceNormalization Greater Less Equal Not And Or ArgMax ArgMin TopK NonMaxSuppression Cast""".split()
+    """Sigmoid Tanh Elu Selu Celu Gelu Mish HardSwish Swish Softplus Softsign ThresholdedRelu Exp Log Sqrt Pow Reciprocal
+    Erf Sin Cos Tan Floor Ceil Round LpNormalization LRN MeanVarianceNormalization Greater Less Equal Not And Or TopK
+    NonMaxSuppression Cast""".split()
 )
 _QUANTIZED = frozenset(("DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"))
 

@@ -1,4 +1,4 @@
-"""Add, Sub, Sum, Mul, Div; the identities; the activations that keep a non-negative scale.
+"""Add, Sub, Sum, Mul, Div; the identities; Relu.
 
 up      s*(x + z) + t = (s*x + t1) + (s*z + t2), t1 + t2 = t        s*(x*c) + t = (s*x + t/c)*c
 down    (s*x + t) + z = s*(x + z/s) + t                             (s*x + t)*c = x*(c*s) + c*t
@@ -253,7 +253,7 @@ def relu_up(op: Op, output: int, a: Affine) -> Answer:
 
 def relu_down(op: Op, given: Mapping[int, Affine]) -> Answer:
     if set(given) != {0}:
-        return no(op, Reason.NONLINEAR, f"The value is the slope of {op.kind}.")
+        return no(op, Reason.NONLINEAR, f"The value is a parameter of {op.kind}.")
     return _keeps(op, given[0]) or [(Carry(given[0]),)]
 
 
@@ -271,6 +271,4 @@ LAWS = {
     ("", "Identity"): Law(identity_up, identity_down, frozenset()),
     ("", "Dropout"): Law(identity_up, identity_down, attributes("ratio seed is_test consumed_inputs")),
     ("", "Relu"): Law(relu_up, relu_down, attributes("consumed_inputs")),
-    ("", "LeakyRelu"): Law(relu_up, relu_down, attributes("alpha consumed_inputs")),
-    ("", "PRelu"): Law(relu_up, relu_down, attributes("consumed_inputs")),
 }
