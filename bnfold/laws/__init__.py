@@ -47,9 +47,9 @@ LAWS: dict[tuple[str, str], Law] = {
 }
 
 _NONLINEAR = frozenset(
-    """Sigmoid Tanh Elu Selu Celu Gelu Mish HardSwish Swish Softplus Softsign ThresholdedRelu Exp Log Sqrt Pow Reciprocal
-    Erf Sin Cos Tan Floor Ceil Round LpNormalization LRN MeanVarianceNormalization Greater Less Equal Not And Or TopK
-    NonMaxSuppression Cast""".split()
+    """Sigmoid Tanh Elu Selu Celu Gelu Mish HardSwish Swish Softplus Softsign ThresholdedRelu Exp Log Sqrt Pow
+    Reciprocal Erf Sin Cos Tan Floor Ceil Round LpNormalization LRN MeanVarianceNormalization Greater Less
+    Equal Not And Or TopK NonMaxSuppression Cast""".split()
 )
 _QUANTIZED = frozenset(("DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"))
 
