@@ -223,7 +223,7 @@ def retyped(model: onnx.ModelProto, kind: int) -> onnx.ModelProto:
 
 def holds(seed: int) -> None:
     model = graph(seed)
-    flags = {"aggressive": seed % 4 == 1, "partial": seed % 4 == 2}
+    flags: Any = {"aggressive": seed % 4 == 1, "partial": seed % 4 == 2}
     result = fold(model, **flags)
     onnx.checker.check_model(result.model)
     assert difference(model, result) < 1e-9
