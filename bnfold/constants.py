@@ -35,6 +35,20 @@ def tensor_of(graph: Graph, value: str) -> Tensor | None:
     return tensor(onnx.numpy_helper.from_array(np.asarray(array), value), None, value)
 
 
+def dequantized(graph: Graph, node: Node, value: str) -> Tensor | None:
+    """(q - z)*d in float64 of a DequantizeLinear of one axis at most; to be stored in the type of d."""
+    parts = [graph.constant(name) if name else None for name in node.inputs]
+    q, d = parts[0], parts[1]
+    z = parts[2] if len(parts) > 2 else None
+    if q is None or d is None or not d.is_float or len(q.shape) > 1 or node.attribute("block_size", 0):
+        return None
+    if len(parts) > 2 and node.inputs[2] and z is None:
+        return None
+    exact = (q.exact() - (0.0 if z is None else z.exact())) * d.exact()
+    proto = onnx.TensorProto(name=value, data_type=onnx.TensorProto.DOUBLE, dims=exact.shape, raw_data=exact.tobytes())
+    return tensor(proto, None, value).retyped(d.data_type)
+
+
 def _literal(graph: Graph, node: Node, value: str) -> Tensor | None:
     found = node.attributes
     if "value" in found:

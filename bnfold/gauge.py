@@ -46,6 +46,7 @@ class Need:
     grow: the edit may make a constant longer (by broadcasting), e.g. a scalar bias.
     inverse: the map undoes (part of) the source's: refused where that would be ill-conditioned.
     shape: what the constant is broadcast to, whether the map says so or not.
+    plain: a dequantized constant may become a floating one, where it takes more than a scale (a bias).
     like: the slot whose element type a missing operand has; None: the op's weight.
     """
 
@@ -55,6 +56,7 @@ class Need:
     grow: bool = False
     inverse: bool = False
     shape: tuple[int, ...] | None = None
+    plain: bool = False
     like: int | None = None
 
 
@@ -138,6 +140,10 @@ class Op(Protocol):
 
     def integers(self, slot: int) -> tuple[int, ...] | None:
         """The value of a constant integer operand (axes, a shape), flat."""
+        ...
+
+    def is_quantized(self, slot: int) -> bool:
+        """Whether the operand is computed from a quantized constant."""
         ...
 
     def elem_type(self, slot: int) -> int:

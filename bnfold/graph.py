@@ -245,6 +245,13 @@ class Graph:
         self._known[value] = result
         return result
 
+    def dequantized(self, value: str) -> Tensor | None:
+        """The floating constant that a DequantizeLinear of constants makes, in float64; else None."""
+        made = self._producer.get(value)
+        if made is None or made[0].op_type != "DequantizeLinear" or not self.is_quantized(value):
+            return None
+        return constants.dequantized(self, made[0], value)
+
     def constant_node(self, value: str) -> Node | None:
         """The node that computes a constant value."""
         return self._constant.get(value)

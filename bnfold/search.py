@@ -146,6 +146,9 @@ class OverlaidOp:
             return tuple(int(i) for i in found.exact().reshape(-1))
         return tuple(found.array().reshape(-1).tolist())
 
+    def is_quantized(self, slot: int) -> bool:
+        return self._node.has(slot) and self._graph.is_quantized(self._node.inputs[slot])
+
     def elem_type(self, slot: int) -> int:
         found = self._tensor(slot)
         return 0 if found is None else found.data_type
@@ -397,6 +400,8 @@ class Search:
             return self._edit(overlay, edge, base, need)
         value = node.inputs[need.slot]
         base = overlay.edits.get(edge) or self._graph.constant(value)
+        if base is None and need.plain and not (need.affine.is_pure_scale and (need.affine.scale > 0).all()):
+            base = self._graph.dequantized(value)
         if base is not None:
             return self._edit(overlay, edge, base, need)
         return self._produce(overlay, value, need.affine, edge, path)

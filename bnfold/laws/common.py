@@ -14,6 +14,13 @@ def no(op: Op, reason: Reason, message: str) -> Refusal:
     return Refusal(reason, op.at, message)
 
 
+def variable(op: Op, slot: int) -> Refusal:
+    """The refusal of a law that must know the weight at `slot`."""
+    if op.is_quantized(slot):
+        return no(op, Reason.QUANTIZED, f"The weight {op.value(slot)} is quantized: only a scale can go into it.")
+    return no(op, Reason.NOT_CONSTANT, f"The weight {op.value(slot)} is computed at run time.")
+
+
 def attributes(names: str) -> frozenset[str]:
     return frozenset(names.split())
 
@@ -77,5 +84,5 @@ def static(dims: Collection[Dim]) -> bool:
 
 
 __all__ = [
-    "Law", "attributes", "cut", "fitted", "no", "not_positive", "raised", "static", "stray", "up_refused",
+    "Law", "attributes", "cut", "fitted", "no", "not_positive", "raised", "static", "stray", "up_refused", "variable",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..affine import Affine, Array, affine
 from ..gauge import Answer, Need, Op, Reason, Refusal, Shape
-from .common import Law, attributes, no, stray
+from .common import Law, attributes, no, stray, variable
 
 
 def _weight(op: Op) -> Shape | Refusal:
@@ -41,7 +41,7 @@ def conv_up(op: Op, output: int, a: Affine) -> Answer:
         return refused or shape  # pyright: ignore[reportReturnType]  # one of the two is a Refusal
     (count,) = _ints(shape[0])
     s, t = a.vector(1, count)
-    return [(Need(1, affine(_column(s, shape, 0))), Need(2, affine(s, t), missing=(count,)))]
+    return [(Need(1, affine(_column(s, shape, 0))), Need(2, affine(s, t), missing=(count,), plain=True))]
 
 
 def conv_down(op: Op, given: Mapping[int, Affine]) -> Answer:
@@ -61,10 +61,10 @@ def conv_down(op: Op, given: Mapping[int, Affine]) -> Answer:
         return no(op, Reason.PADDED, "The border is padded with 0, which the shift would have to become as well.")
     weight = op.constant(1)
     if weight is None:
-        return no(op, Reason.NOT_CONSTANT, f"The weight {op.value(1)} is computed at run time.")
+        return variable(op, 1)
     sums = weight.reshape(group, count // group, per_group, -1).sum(-1)
     shift = np.einsum("goi,gi->go", sums, t.reshape(group, per_group)).reshape(count)
-    return [(scale, Need(2, affine(np.ones(()), shift), missing=(count,)))]
+    return [(scale, Need(2, affine(np.ones(()), shift), missing=(count,), plain=True))]
 
 
 def transpose_up(op: Op, output: int, a: Affine) -> Answer:
@@ -78,7 +78,7 @@ def transpose_up(op: Op, output: int, a: Affine) -> Answer:
     # W is [C_in, C_out/group, ...]: input channel i makes the outputs of its own group only
     rows = s.reshape(group, per_group).repeat(inputs // group, 0) if group > 1 else s.reshape(1, per_group)
     scale = affine(rows.reshape(*rows.shape, *(1,) * (len(shape) - 2)))
-    return [(Need(1, scale), Need(2, affine(s, t), missing=(per_group * group,)))]
+    return [(Need(1, scale), Need(2, affine(s, t), missing=(per_group * group,), plain=True))]
 
 
 def transpose_down(op: Op, given: Mapping[int, Affine]) -> Answer:
@@ -96,7 +96,7 @@ def transpose_down(op: Op, given: Mapping[int, Affine]) -> Answer:
         return no(op, Reason.PADDED, "Not every output sees every element of the kernel: the shift would differ there.")
     weight = op.constant(1)
     if weight is None:
-        return no(op, Reason.NOT_CONSTANT, f"The weight {op.value(1)} is computed at run time.")
+        return variable(op, 1)
     sums = weight.reshape(group, inputs // group, per_group, -1).sum(-1)
     shift = np.einsum("gio,gi->go", sums, t.reshape(group, inputs // group)).reshape(-1)
     return [(scale, Need(2, affine(np.ones(()), shift), missing=(per_group * group,)))]

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..affine import Affine, Array, affine
 from ..gauge import AddAfter, Answer, Carry, Need, Op, Reason, Refusal
-from .common import Law, attributes, no
+from .common import Law, attributes, no, variable
 
 _Terms = tuple[list[str], str]
 
@@ -96,7 +96,7 @@ def _response(op: Op, shift: Array, mine: str, theirs: str, out: str, slot: int)
     """What the product makes of the constant `shift` on its data."""
     weight, shape = op.constant(slot), op.shape(1 - slot)
     if weight is None or shape is None:
-        return no(op, Reason.NOT_CONSTANT, f"{op.value(slot)} is computed at run time.")
+        return variable(op, slot)
     full = shift if shift.ndim else shift.reshape((1,) * len(mine))
     lost = [(k, n) for k, n in zip(mine, shape, strict=True) if k not in theirs and k not in out]
     counts = [n for (k, n) in lost if full.shape[mine.index(k)] == 1]

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..affine import Affine, Array, affine
 from ..gauge import AddAfter, Answer, Carry, Need, Op, Reason, Refusal, SetAttribute
-from .common import Law, attributes, cut, no, raised, stray
+from .common import Law, attributes, cut, no, raised, stray, variable
 
 
 def _row(vector: Array, axis: int) -> Array:
@@ -69,7 +69,7 @@ def _gemm_bias(op: Op, a: Affine) -> tuple[Need | SetAttribute, ...] | Refusal:
     flat = cut(change, 2 - len(shape), len(shape))
     if flat is None or any(shape[i] == 1 for i in flat.varying):
         return no(op, Reason.WRONG_AXIS, f"{op.value(2)} is shorter than the product where the coefficients vary.")
-    return (Need(2, flat),)
+    return (Need(2, flat, plain=True),)
 
 
 def _bias_shape(op: Op) -> tuple[int, ...] | None:
@@ -100,7 +100,7 @@ def gemm_down(op: Op, given: Mapping[int, Affine]) -> Answer:
         return [(scale,)]
     weight = op.constant(other)
     if weight is None or weight.ndim != 2:
-        return no(op, Reason.NOT_CONSTANT, f"{op.value(other)} is computed at run time.")
+        return variable(op, other)
     t = np.broadcast_to(a.shift.reshape(-1) if a.shift.ndim else a.shift, weight.shape[other_inner])
     response = alpha * (t @ (weight if other_inner == 0 else weight.T))
     layout = response[None, :] if slot == 0 else response[:, None]
@@ -164,7 +164,7 @@ def matmul_down(op: Op, given: Mapping[int, Affine]) -> Answer:
         return [(*actions, Carry(affine(carried)))]
     weight = op.constant(1 - slot)
     if weight is None:
-        return no(op, Reason.NOT_CONSTANT, f"{op.value(1 - slot)} is computed at run time.")
+        return variable(op, 1 - slot)
     response = _response(a.shift, weight, slot, len(data), inner)
     return [(*actions, Carry(affine(carried, response))), *_with_add(actions, carried, response)]
 

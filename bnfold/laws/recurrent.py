@@ -13,7 +13,7 @@ import numpy as np
 
 from ..affine import Affine, affine
 from ..gauge import Answer, Need, Op, Reason
-from .common import Law, attributes, no, stray, up_refused
+from .common import Law, attributes, no, stray, up_refused, variable
 
 
 def recurrent_down(op: Op, given: Mapping[int, Affine]) -> Answer:
@@ -32,7 +32,7 @@ def recurrent_down(op: Op, given: Mapping[int, Affine]) -> Answer:
         return [(scale,)]
     weight = op.constant(1)
     if weight is None:
-        return no(op, Reason.NOT_CONSTANT, f"The weight {op.value(1)} is computed at run time.")
+        return variable(op, 1)
     shift = np.concatenate([weight @ t, np.zeros((directions, gates))], axis=1)
     return [(scale, Need(3, affine(np.ones(()), shift), missing=(directions, 2 * gates)))]
 

@@ -95,12 +95,13 @@ def test_a_scale_of_zero_stays() -> None:
     assert "ZERO_SCALE" in {kept.reason, *(a.reason for a in kept.alternatives)}
 
 
-def test_a_dequantized_bias_takes_no_shift() -> None:
+def test_a_dequantized_bias_becomes_a_floating_one_where_it_takes_more_than_a_scale() -> None:
     b = Builder()
     w = quantized(b, (6, 3, 3, 3), np.int8, b.random.uniform(0.01, 0.02, 6), False, axis=0)
     bias = quantized(b, (6,), np.int32, np.full(6, 1e-9), False, axis=0)
     y = b.op("Conv", b.input("x", 2, 3, 8, 7), w, bias)
-    refused(b.model(b.norm(y, 6)), "QUANTIZED")
+    result = ran(b.model(b.norm(y, 6)))
+    assert [n.op_type for n in result.model.graph.node] == ["DequantizeLinear", "Conv"]
 
 
 @pytest.mark.parametrize("uniform", [True, False])
@@ -196,16 +197,12 @@ def test_a_dequantized_weight_with_another_reader_stays() -> None:
     refused(b.model(b.norm(b.op("Conv", x, w), 6), other), "NOT_CONSTANT")
 
 
-@pytest.mark.parametrize(("positive", "left"), [(True, 0), (False, 1)])
-def test_a_dequantized_bias_takes_a_positive_scale(positive: bool, left: int) -> None:
+@pytest.mark.parametrize("positive", [True, False])
+def test_a_dequantized_bias_stays_one_under_scales_above_zero(positive: bool) -> None:
     b = Builder()
-    w = drawn(b, 6, 3, 3, 3)
     bias = quantized(b, (6,), np.int32, np.full(6, 1e-9), False, axis=0)
-    model = b.model(b.norm(conv(b, w, bias), 6, positive=positive, shift=False))
-    if left:
-        refused(model, "NEGATIVE_SCALE")
-    else:
-        folded(model)
+    result = folded(b.model(b.norm(conv(b, drawn(b, 6, 3, 3, 3), bias), 6, positive=positive, shift=False)))
+    assert [n.op_type for n in result.model.graph.node].count("DequantizeLinear") == (2 if positive else 1)
 
 
 @pytest.mark.parametrize(("name", "opset"), [("int16", 21), ("int4", 21), ("uint4", 21), ("float8_e4m3fn", 19)])
@@ -238,7 +235,7 @@ def test_what_is_before_a_dequantized_weight_stays(shift: bool) -> None:
     """Its scales lie along the rows, and a map from before would have to go into the columns."""
     b = Builder()
     y = b.op("Conv", b.norm(b.op("Tanh", b.input("x", 2, 6, 8, 7)), 6, shift=shift), drawn(b, 6, 6, 1, 1))
-    refused(b.model(y), "NOT_CONSTANT" if shift else "WRONG_AXIS")
+    refused(b.model(y), "QUANTIZED" if shift else "WRONG_AXIS")
 
 
 def test_a_weight_that_is_quantized_in_the_graph_stays() -> None:
@@ -282,3 +279,20 @@ def test_mutants_are_caught(mutant: str, monkeypatch: pytest.MonkeyPatch) -> Non
     model = b.model(b.norm(b.op("Conv", b.input("x", 2, 3, 8, 7), w, b.weight(6)), 6))
     result = fold(model)
     assert result.changed and difference(model, result) > 1e-3
+
+
+def test_a_shift_in_front_of_a_quantized_weight_says_what_is_in_the_way() -> None:
+    b = Builder()
+    w = quantized(b, (6, 6, 1, 1), np.int8, b.random.uniform(0.01, 0.02, 6), True, axis=0)
+    shift = b.weight(values=np.asarray([1, 2, 3, 4, 5, 6], np.float32).reshape(6, 1, 1))
+    y = b.op("Add", b.op("Tanh", b.input("x", 2, 6, 8, 7)), shift)
+    (kept,) = fold(b.model(b.op("Conv", y, w))).report.kept
+    assert "QUANTIZED" in {kept.reason, *(a.reason for a in kept.alternatives)}
+
+
+def test_a_dequantized_bias_of_a_gemm() -> None:
+    b = Builder()
+    w = quantized(b, (6, 6), np.int8, b.random.uniform(0.01, 0.02, 6), True, axis=0)
+    bias = quantized(b, (6,), np.int32, np.full(6, 1e-9), False, axis=0)
+    y = b.op("Gemm", b.input("x", 4, 6), w, bias, transB=1, beta=0.5)
+    ran(b.model(b.norm(y, 6)))
