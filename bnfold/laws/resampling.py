@@ -34,6 +34,16 @@ def _resized(op: Op, rank: int) -> set[int] | Refusal:
     return set(axes)
 
 
+def _cropped(op: Op, rank: int) -> set[int]:
+    """The axes whose region is not known to be the whole."""
+    axes = [a % rank for a in op.attribute("axes", None) or range(rank)]
+    roi = op.constant(1) if op.has(1) else None
+    if roi is None or roi.size != 2 * len(axes):
+        return set(axes)
+    ends = roi.reshape(2, -1)
+    return {a for i, a in enumerate(axes) if (ends[0, i], ends[1, i]) != (0.0, 1.0)}
+
+
 def _interpolates(op: Op, a: Affine) -> Refusal | None:
     """Why the map does not pass, or None."""
     if op.attribute("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
@@ -48,6 +58,9 @@ def _interpolates(op: Op, a: Affine) -> Refusal | None:
     resized = _resized(op, len(shape))
     if isinstance(resized, Refusal):
         return resized
+    # a region may shift or turn an axis that is not resized
+    if op.attribute("coordinate_transformation_mode", "") == "tf_crop_and_resize":
+        resized |= _cropped(op, len(shape))
     # this mode looks half an element further even where nothing is resized
     if op.attribute("coordinate_transformation_mode", "") == "tf_half_pixel_for_nn" and "ceil" in op.attribute(
         "nearest_mode", "round_prefer_floor"
@@ -95,6 +108,8 @@ def _value(op: Op) -> float | Refusal:
 def _new_value(op: Op, old: float, wanted: Array) -> tuple[Action, ...] | Refusal:
     """Actions that make the padded constant `wanted`, which must be one number."""
     values = np.unique(wanted)
+    if not np.isfinite(wanted).all() and not (values == old).all():
+        return no(op, Reason.OUT_OF_RANGE, f"It pads with {old}, which the map does not leave as it is.")
     if values.size != 1:
         text = f"It pads with one number; the channels would need {values.size} different ones."
         return no(op, Reason.PADDED, text)

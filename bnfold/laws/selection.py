@@ -35,7 +35,10 @@ def _slices(op: Op, shape: tuple[Dim, ...]) -> _Chosen | Refusal:
     for axis, start, end, step in zip(on, starts, ends, steps or [1] * len(on), strict=False):
         size = shape[axis]
         if isinstance(size, int):
-            kept = range(size)[slice(int(start), int(end), int(step))]  # out of range as in Python
+            first = int(start)
+            if step < 0 and size:
+                first = max(first, -size)  # far before the beginning is its first element; Python selects nothing
+            kept = range(size)[slice(first, int(end), int(step))]  # else out of range as in Python
             if len(kept) != size or step != 1:
                 found[axis] = kept
         elif not (start == 0 and end >= 2**31 - 1 and step == 1):
@@ -136,14 +139,17 @@ def _parts(op: Op) -> tuple[int, list[range], tuple[Dim, ...]] | Refusal:
 
 
 def split_up_all(op: Op, wanted: Mapping[int, Affine]) -> Answer:
+    whole_shape = _shape(op)
+    if isinstance(whole_shape, Refusal):
+        return whole_shape
+    used = {k for k in range(op.outputs) if op.used(k)}
+    first, along = next(iter(wanted.values())), op.attribute("axis", 0) % len(whole_shape)
+    if used <= wanted.keys() and along not in first.varying and all(a.equals(first) for a in wanted.values()):
+        return [(Need(0, first),)]  # wherever it splits
     found = _parts(op)
     if isinstance(found, Refusal):
         return found
     axis, parts, shape = found
-    used = {k for k in range(op.outputs) if op.used(k)}
-    first = next(iter(wanted.values()))
-    if used <= wanted.keys() and axis not in first.varying and all(a.equals(first) for a in wanted.values()):
-        return [(Need(0, first),)]
     total = parts[-1].stop
     whole = affine(1.0)
     for output, a in wanted.items():

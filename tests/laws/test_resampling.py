@@ -127,7 +127,7 @@ def test_a_factor_that_leaves_the_size_alone_resizes_all_the_same(side: Side) ->
 @both
 @pytest.mark.parametrize("nearest", ["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"])
 def test_a_mode_that_moves_elements_where_nothing_is_resized(side: Side, nearest: str) -> None:
-    options = {"coordinate_transformation_mode": "tf_half_pixel_for_nn", "nearest_mode": nearest}
+    options: dict[str, Any] = {"coordinate_transformation_mode": "tf_half_pixel_for_nn", "nearest_mode": nearest}
     model = side(lambda b, y: b.op("Resize", y, floats(b), floats(b, 1, 1, 2, 2), mode="nearest", **options), 11)
     if "ceil" in nearest:  # (c + 0.5) / 1 is rounded to the next channel
         refused(model, "WRONG_AXIS")
@@ -138,7 +138,7 @@ def test_a_mode_that_moves_elements_where_nothing_is_resized(side: Side, nearest
 @both
 @pytest.mark.parametrize("shift", [False, True])
 def test_a_region_that_keeps_the_channels_takes_a_scale(side: Side, shift: bool) -> None:
-    options = {"mode": "linear", "coordinate_transformation_mode": "tf_crop_and_resize"}
+    options: dict[str, Any] = {"mode": "linear", "coordinate_transformation_mode": "tf_crop_and_resize"}
 
     def crop(b: Builder, y: str) -> str:  # half of the region lies outside, where there is 0
         return b.op("Resize", y, floats(b, 0, 0, -0.5, 0, 1, 1, 0.5, 1), floats(b, 1, 1, 2, 2), **options)

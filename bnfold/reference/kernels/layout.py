@@ -80,7 +80,7 @@ def slice_(
         if step > 0:
             index[axis] = slice(start, end, step)
         else:
-            begin = min(max(start + n, -1) if start < 0 else start, n - 1)
+            begin = min(max(start + n, 0) if start < 0 else start, n - 1)
             stop = max(end + n, -1) if end < 0 else min(end, n)
             index[axis] = slice(begin, None if stop < 0 else stop, step) if begin >= 0 else slice(0, 0)
     return (x[tuple(index)],)
