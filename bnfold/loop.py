@@ -156,6 +156,8 @@ class Folder:
         while waiting:
             node = waiting.popleft()
             queued.discard(node)
+            if node in graph.removed:  # it vanished in another's plan
+                continue
             done, visited = self._try(graph, node, records)
             if not done:
                 for other in visited:
@@ -204,8 +206,10 @@ class Folder:
         self.growth += max(0, growth)
         parameters = tuple(graph.constant(i) if i else None for i in node.inputs)
         touched = rewrite.apply(graph, node, source.slot, plan, edits)
-        run.plans[node] = plan
-        run.refusals.pop(node, None)
+        for gone in (node, *plan.vanished):
+            if gone in self._runs:
+                self._runs[gone].plans[gone] = plan
+                self._runs[gone].refusals.pop(gone, None)
         records.append(Record(node, parameters, source.affine.scale, source.affine.shift, plan))
         return True, touched
 
@@ -248,7 +252,7 @@ class Folder:
         def search(inserts: int) -> Search:
             return Search(
                 graph, LAWS, inserts=inserts, inverse=source.inverse, protected=self._protected,
-                aggressive=self._aggressive,
+                stays=self._stays, aggressive=self._aggressive,
             )  # fmt: skip
 
         inserts = 1 if source.is_batch_normalization else 0
@@ -268,8 +272,11 @@ class Folder:
     def _protected(self, node: Node) -> bool:
         return any(_matches(node, p) for p in self._skip) if self._skip else False
 
+    def _stays(self, node: Node) -> bool:
+        return bool(self._only) and node in self._runs and not any(_matches(node, p) for p in self._only)
+
     def _left_out(self, node: Node) -> Refusal | None:
-        if self._protected(node) or (self._only and not any(_matches(node, p) for p in self._only)):
+        if self._protected(node) or self._stays(node):
             return Refusal(Reason.SKIPPED, node.at, "It was left out by --skip or --only.")
         return None
 

@@ -175,13 +175,15 @@ class Search:
         inserts: int,
         inverse: Callable[[], Refusal | None],
         protected: Callable[[Node], bool] = lambda _: False,
+        stays: Callable[[Node], bool] = lambda _: False,
         aggressive: bool = False,
     ) -> None:
         """inserts: how many Adds may come in.
         inverse: why no reader may be given the inverse, or None; asked only when one needs it.
+        protected: the nodes that must not be touched; stays: those that may take something in, but not vanish.
         """
         self._graph, self._laws, self._inserts, self._inverse = graph, laws, inserts, inverse
-        self._protected, self._aggressive = protected, aggressive
+        self._protected, self._stays, self._aggressive = protected, stays, aggressive
         self.visited: set[Node] = set()
         self.refusals: list[Refusal] = []
         self._steps = 0
@@ -369,6 +371,8 @@ class Search:
                 case Vanish(slot):
                     overlay.vanished[node] = slot
                     refused = self._graph.boundary(node.outputs[0], output_only=True)
+                    if self._stays(node):
+                        refused = Refusal(Reason.SKIPPED, node.at, "It would vanish, but --only leaves it out.")
             if refused is not None:
                 self._note(refused, way if direction == "both" else direction, path)
                 return False

@@ -15,7 +15,7 @@ from bnfold.affine import Affine
 from bnfold.errors import UsageError
 from bnfold.gauge import Answer, Law, Op
 from bnfold.laws import LAWS
-from tests.graphs import Builder, count, folded, refused
+from tests.graphs import Builder, count, difference, folded, refused
 
 
 def kinds(model: onnx.ModelProto) -> list[str]:
@@ -188,6 +188,50 @@ def test_skip_and_only_are_globs() -> None:
         assert [k.reason for k in result.report.kept] == ["SKIPPED"]
     with pytest.raises(UsageError, match="nothing-like-it"):
         bnfold.fold(two(), skip=["nothing-like-it"])
+
+
+def arithmetic(*, kept: bool = False) -> onnx.ModelProto:
+    """Mul (n1), Identity and Add (n3) by constants before a Conv; `kept`: the Add's constant has another reader."""
+    b = Builder()
+    x = b.op("Tanh", b.input("x", 2, 6, 5, 5))
+    shift = b.weight(1, 6, 1, 1)
+    y = b.op("Add", b.op("Identity", b.op("Mul", x, b.weight(1, 6, 1, 1))), shift)
+    y = conv(b, y)
+    return b.model(y, b.op("Exp", shift)) if kept else b.model(y)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_only_keeps_the_other_sources_from_vanishing(kept: bool) -> None:
+    model = arithmetic(kept=kept)
+    result = bnfold.fold(model, only=["n1"])
+    assert [k.reason for k in result.report.kept if "n3" in k.nodes] == ["SKIPPED"]
+    assert "Add" in kinds(result.model)
+    assert difference(model, result) < 1e-12
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("only", [(), ("n1", "n3")])
+def test_a_source_that_vanishes_on_the_way_is_reported_as_folded(kept: bool, only: tuple[str, ...]) -> None:
+    model = arithmetic(kept=kept)
+    result = bnfold.fold(model, only=only)
+    assert not {"Mul", "Add"} & set(kinds(result.model))
+    assert sorted(n for f in result.report.folded for n in f.nodes) == ["n1", "n3"]
+    assert all([t.op for t in f.into] == ["Conv"] for f in result.report.folded)
+    assert not result.report.kept
+    assert difference(model, result) < 1e-12
+
+
+def test_every_part_of_a_decomposed_normalization_is_reported() -> None:
+    b = Builder()
+    y = b.op("Tanh", b.input("x", 2, 6, 5, 5))
+    for kind in ("Sub", "Div", "Mul", "Add"):
+        y = b.op("Identity", b.op(kind, y, b.weight(1, 6, 1, 1)))
+    model = b.model(conv(b, y))
+    result = bnfold.fold(model)
+    assert not {"Sub", "Div", "Mul", "Add"} & set(kinds(result.model))
+    assert sorted(n for f in result.report.folded for n in f.nodes) == ["n1", "n3", "n5", "n7"]
+    assert all(f.into for f in result.report.folded) and not result.report.kept
+    assert difference(model, result) < 1e-12
 
 
 def test_the_argument_is_not_modified_and_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -221,6 +222,15 @@ def retyped(model: onnx.ModelProto, kind: int) -> onnx.ModelProto:
     return model
 
 
+def graphs(proto: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph and the bodies in it."""
+    yield proto
+    for node in proto.node:
+        for a in node.attribute:
+            if a.type == onnx.AttributeProto.GRAPH:
+                yield from graphs(a.g)
+
+
 def holds(seed: int) -> None:
     model = graph(seed)
     flags: Any = {"aggressive": seed % 4 == 1, "partial": seed % 4 == 2}
@@ -231,8 +241,19 @@ def holds(seed: int) -> None:
     left = [k for k in result.report.kept if "BatchNormalization" in k.op]
     assert count(result.model) == sum(k.op.split(" + ").count("BatchNormalization") for k in left)
     assert all(k.reason and k.message and k.hint for k in result.report.kept)
+    gone = [name for f in result.report.folded for name in f.nodes]
+    kept = [name for k in result.report.kept for name in k.nodes]
+    assert len({*gone, *kept}) == len(gone) + len(kept), "a source is reported twice"
+    names = {node.name for g in graphs(result.model.graph) for node in g.node}
+    assert not names & set(gone) and names >= set(kept)
     again = fold(result.model, **flags)
     assert not again.report.folded, again.report
+    if seed % 3 == 0 and gone:
+        chosen = gone[:: 1 + seed % 2]
+        result = fold(model, only=chosen, **flags)
+        assert difference(model, result) < 1e-9
+        names = {node.name for g in graphs(result.model.graph) for node in g.node}
+        assert names >= {*gone, *kept} - set(chosen), "a source outside `only` is gone"
 
 
 @settings(max_examples=150, deadline=None)

@@ -29,7 +29,9 @@ def _only_data(op: Op, given: Mapping[int, Affine]) -> Refusal | None:
 
 def _exact(op: Op, name: str, value: float) -> SetAttribute | Refusal:
     """An attribute is float32, and no certificate looks at it: it must hold the value exactly."""
-    if float(np.float32(value)) == value:
+    with np.errstate(over="ignore"):  # beyond float32 it becomes infinite, which is another number
+        held = float(np.float32(value))
+    if held == value:
         return SetAttribute(name, value)
     return no(op, Reason.OUT_OF_RANGE, f"Its attribute {name} would have to be {value!r}, which float32 does not hold.")
 
@@ -81,11 +83,13 @@ def _prelu(op: Op, a: Affine, carried: bool) -> Answer:
     if not (k[flips] > 0).all():
         return no(op, refusal.reason, f"{refusal.message} Not all slopes there are above 0, which would do as well.")
     safe = np.where(flips, k, 1.0)
-    factor = 1.0 / (safe * safe)  # the slope k becomes k/k^2 = 1/k where the scale is negative
-    while factor.ndim > slope.ndim and factor.shape[0] == 1:
-        factor = factor[0]
+    factor = affine(1.0 / (safe * safe))  # the slope k becomes k/k^2 = 1/k where the scale is negative
+    if op.opset < 7 and factor.varying:  # a shape that broadcasts was no slope then
+        return no(op, refusal.reason, f"{refusal.message} Its one slope cannot become several before opset 7.")
+    while factor.rank > slope.ndim and factor.scale.shape[0] == 1:
+        factor = affine(factor.scale[0])
     scaled = affine(raised(a.scale, rank) * safe)
-    edit = Need(1, affine(factor), grow=True)
+    edit = Need(1, factor, grow=True)
     return [(edit, Carry(scaled) if carried else Need(0, scaled))]
 
 
@@ -162,6 +166,8 @@ def softmax_down(op: Op, given: Mapping[int, Affine]) -> Answer:
         return no(op, Reason.NONLINEAR, f"{op.kind} swallows a shift, but no scale.")
     if shape is None:
         return no(op, Reason.UNKNOWN_SHAPE, f"The rank of {op.value(0)} is not known.")
+    if not shape:
+        return no(op, Reason.WRONG_AXIS, f"{op.value(0)} is a single number: it has no axis to normalize along.")
     together = _axes(op, -1 if op.opset >= 13 else 1, len(shape))
     return stray(op, a, set(range(len(shape))) - together) or [()]
 
@@ -170,6 +176,8 @@ def arg_down(op: Op, given: Mapping[int, Affine]) -> Answer:
     a, shape = given[0], op.shape(0)
     if shape is None:
         return no(op, Reason.UNKNOWN_SHAPE, f"The rank of {op.value(0)} is not known.")
+    if not shape:
+        return no(op, Reason.WRONG_AXIS, f"{op.value(0)} is a single number: it has no axis to search along.")
     refused = not_positive(op, a) or stray(op, a, set(range(len(shape))) - _axes(op, 0, len(shape)))
     if refused is None and not a.scale.all():
         refused = no(op, Reason.ZERO_SCALE, "A scale of 0 makes all elements equal.")
