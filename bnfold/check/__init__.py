@@ -14,6 +14,7 @@ import onnx
 
 from bnfold.errors import UnsupportedOp
 
+from .settings import Settings
 from .verdict import Certificate, CheckResult, SampleRecord, Settled, Verdict
 
 if TYPE_CHECKING:
@@ -57,29 +58,25 @@ def check(
     Raises UsageError for inputs or shapes that do not fit the model, UnreadableModel for no model; whatever happens
     while the models run is a verdict.
     """
-    return _Check(samples, seed, inputs, shapes, threads, exact, certificate, integers, timeout).run(
-        original, candidate
+    settings = Settings(
+        samples=samples,
+        seed=seed,
+        inputs=inputs,
+        shapes=shapes,
+        threads=threads,
+        exact=exact,
+        certificate=certificate,
+        integers=tuple(integers),
+        timeout=timeout,
     )
+    return _Check(settings).run(original, candidate)
 
 
 class _Check:
     """One check under way: what is known so far goes into the result, however it ends."""
 
-    def __init__(
-        self,
-        samples: int | None,
-        seed: int,
-        inputs: Sequence[str | os.PathLike[str] | Mapping[str, npt.NDArray[Any]]] | None,
-        shapes: Mapping[str, Sequence[int]] | None,
-        threads: int | None,
-        exact: Mapping[str, npt.NDArray[Any]] | None,
-        certificate: Certificate | None,
-        integers: Sequence[str],
-        timeout: float | None,
-    ) -> None:
-        self._samples, self._seed, self._inputs, self._shapes = samples, seed, inputs, shapes
-        self._threads, self._exact, self._certificate, self._timeout = threads, exact, certificate, timeout
-        self._integers = tuple(integers)
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._flipped: dict[str, str] = {}
         self._provider_name: str | None = None
         self._ran: tuple[Sample, ...] = ()
@@ -91,8 +88,8 @@ class _Check:
         first = opened(original)
         second = opened(candidate, first.directory)
         try:
-            if self._certificate is not None and not self._certificate.passed:
-                raise Settled(Verdict.NOT_EQUIVALENT, self._certificate.sentence)
+            if self._settings.certificate is not None and not self._settings.certificate.passed:
+                raise Settled(Verdict.NOT_EQUIVALENT, self._settings.certificate.sentence)
             judgement = self._gate3(first, second)
         except Settled as end:
             return self._result(end.verdict, end.sentence)
@@ -100,10 +97,12 @@ class _Check:
             return self._result(Verdict.INCONCLUSIVE, "judging it in float64 needs more memory than there is")
         self._warnings.extend(judgement.warnings)
         verdict, sentence = judgement.verdict, judgement.sentence
-        if self._integers and verdict is not Verdict.INCONCLUSIVE:
+        if self._settings.integers and verdict is not Verdict.INCONCLUSIVE:
             from .integers import changed
 
-            self._flipped = changed(first, second, self._integers, self._ran, provider=self._provider_name is not None)
+            self._flipped = changed(
+                first, second, self._settings.integers, self._ran, provider=self._provider_name is not None
+            )
             if self._flipped and verdict.passed:
                 name, what = next(iter(self._flipped.items()))
                 verdict, sentence = Verdict.DEGRADED, f"the same function, but {name!r} is rounded: {what.rstrip('.')}"
@@ -116,12 +115,13 @@ class _Check:
 
         self._warnings.extend(same_interface(original.model, candidate.model))
         comparable_outputs(original.model)
+        wanted = self._settings
         asked: dict[str, Any] = {
-            "samples": self._samples, "seed": self._seed, "inputs": self._inputs, "shapes": self._shapes,
+            "samples": wanted.samples, "seed": wanted.seed, "inputs": wanted.inputs, "shapes": wanted.shapes,
         }  # fmt: skip
-        limit = {} if self._timeout is None else {"timeout": self._timeout}
+        limit = {} if wanted.timeout is None else {"timeout": wanted.timeout}
         try:
-            with Provider(threads=self._threads, **limit) as provider:
+            with Provider(threads=wanted.threads, **limit) as provider:
                 self._provider_name = f"onnxruntime {provider.version} CPU"
                 load_original(provider, original)
                 plan = samples_for(original, provider, **asked)
@@ -160,11 +160,11 @@ class _Check:
         heavy = len(self._ran) == 1 and cost.seconds > 1
         try:
             return judge_pair(
-                Judge(original, candidate, self._exact, self._ran),
+                Judge(original, candidate, self._settings.exact, self._ran),
                 provided,
                 samples=len(self._ran),
-                draws=1 if heavy and self._exact is not None else 3,
-                seed=self._seed,
+                draws=1 if heavy and self._settings.exact is not None else 3,
+                seed=self._settings.seed,
                 u=u,
                 c=2.0 if u <= 2.0**-24 else 3.0,
                 jumps=jumps_inside(original.model.graph),
@@ -181,11 +181,11 @@ class _Check:
         return CheckResult(
             verdict,
             sentence,
-            self._certificate,
+            self._settings.certificate,
             {} if judgement is None else judgement.figures,
             self._provider_name,
             records,
-            self._seed,
+            self._settings.seed,
             tuple(self._warnings),
             self._flipped,
         )

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from .. import __version__
-from .options import Growth, growth, shapes
+from .options import chosen, growth, shapes
 from .output import Console
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -164,29 +164,18 @@ def fold(
     no_check: bool,
     accept: tuple[str, ...],
     fail_on_unfolded: bool,
-    skip: tuple[str, ...],
-    only: tuple[str, ...],
-    freeze_inputs: bool,
-    keep_inputs: bool,
-    max_growth: Growth | None,
-    aggressive: bool,
-    partial: bool,
-    threads: int | None,
-    inputs: tuple[Path, ...],
-    shapes: dict[str, tuple[int, ...]],
-    seed: int,
-    samples: int | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
+    **others: Any,
 ) -> int:
     """Fold MODEL, check the result against it, and write it. This is what `bnfold MODEL` does."""
     from .folding import Checking, Selection, Writing, run
 
     return run(
         model,
-        Selection(skip, only, freeze_inputs, keep_inputs, max_growth, aggressive, partial),
-        Checking(not no_check, threads, inputs, shapes, seed, samples),
+        chosen(Selection, others),
+        chosen(Checking, others, wanted=not no_check),
         Writing(output, force, in_place, dry_run, frozenset(accept), fail_on_unfolded),
         Console(quiet, verbose, as_json),
     )
@@ -198,22 +187,16 @@ def fold(
 @_how_to_say
 def explain(
     model: Path,
-    skip: tuple[str, ...],
-    only: tuple[str, ...],
-    freeze_inputs: bool,
-    keep_inputs: bool,
-    max_growth: Growth | None,
-    aggressive: bool,
-    partial: bool,
     as_json: bool,
     quiet: bool,
+    **others: Any,
 ) -> int:
     """Say where each affine of MODEL goes, or why not. Writes nothing."""
     from .folding import Selection, run_explain
 
     return run_explain(
         model,
-        Selection(skip, only, freeze_inputs, keep_inputs, max_growth, aggressive, partial),
+        chosen(Selection, others),
         Console(quiet, json=as_json),
     )
 
@@ -226,13 +209,9 @@ def explain(
 def check(
     original: Path,
     candidate: Path,
-    threads: int | None,
-    inputs: tuple[Path, ...],
-    shapes: dict[str, tuple[int, ...]],
-    seed: int,
-    samples: int | None,
     as_json: bool,
     quiet: bool,
+    **others: Any,
 ) -> int:
     """Is CANDIDATE the same function as ORIGINAL? Whoever made it. Writes nothing."""
     from .checking import run_check
@@ -241,6 +220,6 @@ def check(
     return run_check(
         original,
         candidate,
-        Checking(True, threads, inputs, shapes, seed, samples),
+        chosen(Checking, others, wanted=True),
         Console(quiet, json=as_json),
     )

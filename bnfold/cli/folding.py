@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,13 +52,8 @@ class Checking:
 
     def arguments(self) -> dict[str, Any]:
         """As keyword arguments of `check`."""
-        return {
-            "samples": self.samples,
-            "seed": self.seed,
-            "inputs": self.inputs or None,
-            "shapes": self.shapes or None,
-            "threads": self.threads,
-        }
+        given = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "wanted"}
+        return {name: None if value in ((), {}) else value for name, value in given.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 from ..errors import UnwritableOutput, UsageError
 
 _UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
+
+
+_T = TypeVar("_T")
+
+
+def chosen(settings: type[_T], given: Mapping[str, Any], **more: Any) -> _T:
+    """The dataclass `settings` out of the options of a command that bear the names of its fields."""
+    names = {each.name for each in fields(settings)}  # pyright: ignore[reportArgumentType] -- any dataclass
+    return settings(**{name: value for name, value in given.items() if name in names}, **more)
 
 
 @dataclass(frozen=True, slots=True)

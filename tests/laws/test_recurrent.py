@@ -131,7 +131,7 @@ def test_other_activations(kind: str, names: list[str], direction: str) -> None:
     alphas = [a for name in names for a in parameters.get(name, ([], []))[0]] * directions
     betas = [v for name in names for v in parameters.get(name, ([], []))[1]] * directions
     lists = {"activation_alpha": alphas, "activation_beta": betas}
-    given = {name: values for name, values in lists.items() if values}
+    given: dict[str, Any] = {name: values for name, values in lists.items() if values}
     folded(recurrent(kind, direction=direction, activations=names * directions, **given))
 
 
@@ -237,7 +237,8 @@ def test_mutants_are_caught(kind: str, mutant: str, monkeypatch: pytest.MonkeyPa
     if mutant == "the recurrent bias" and kind != "GRU":
         mutant = "shift dropped"  # the two halves of B are only ever added
     law = LAWS["", kind]
-    model = recurrent(kind, direction="bidirectional", **({"linear_before_reset": 1} if kind == "GRU" else {}))
+    attributes: dict[str, Any] = {"linear_before_reset": 1} if kind == "GRU" else {}
+    model = recurrent(kind, direction="bidirectional", **attributes)
     folded(model)  # the right law passes
 
     def down(op: Op, given: Mapping[int, Affine]) -> Answer:

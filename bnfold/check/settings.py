@@ -1,0 +1,25 @@
+"""What a check was asked for: the keyword arguments of `bnfold.check`, in one place. See there for their meaning."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+
+from .verdict import Certificate
+
+__all__ = ["Settings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    samples: int | None = None
+    seed: int = 0
+    inputs: Sequence[str | os.PathLike[str] | Mapping[str, npt.NDArray[Any]]] | None = None
+    shapes: Mapping[str, Sequence[int]] | None = None
+    threads: int | None = None
+    exact: Mapping[str, npt.NDArray[Any]] | None = None
+    certificate: Certificate | None = None
+    integers: tuple[str, ...] = ()
+    timeout: float | None = None
