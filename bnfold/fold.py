@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import onnx
 
-from . import rewrite
+from . import receipt, rewrite
 from .files import ModelFile, load
 from .functions import inlined
 from .graph import Graph, Node, overridable_inputs
@@ -102,6 +102,7 @@ def fold_leaving(
     changed = any(graph.edited or graph.removed for graph in graphs)
     left: list[str] = []
     if changed:
+        receipt.without(model)
         for graph in reversed(graphs):  # bodies before the graph that may copy the nodes which hold them
             rewrite.release(graph)
             left += rewrite.finish(graph, inputs_too=graph is main and model.ir_version < 4)

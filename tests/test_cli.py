@@ -471,7 +471,7 @@ def test_the_json_document(folder: Path):
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--json",), ("--json", "a", "b"), ("a", "--json", "--nonsense"), ("explain", "--json"), ("check", "a", "--json")],
+    [("--json",), ("--json", "a", "b"), ("a", "--json", "--nonsense"), ("explain", "--json"), ("check", "--json")],
 )
 def test_usage_errors_are_json_too(arguments: Sequence[str], tmp_path: Path):
     run = bnfold(tmp_path, *arguments, code=2)
@@ -560,7 +560,7 @@ def test_every_command_and_option_is_documented():
 
 
 def test_the_contract_lists_these_options():
-    wanted = """--output --force --in-place --dry-run --no-check --accept --fail-on-unfolded --skip --only
+    wanted = """--output --force --in-place --dry-run --no-check --no-receipt --accept --fail-on-unfolded --skip --only
     --freeze-inputs --keep-inputs --max-growth --aggressive --partial --threads --inputs --shape --seed --samples --json
     --quiet --verbose --version"""
     found = {option for each in group.commands["fold"].params for option in each.opts if option.startswith("--")}

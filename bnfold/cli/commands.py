@@ -150,6 +150,7 @@ def bnfold() -> None:
     "any. Repeatable; the exit code stays.",
 )
 @click.option("--fail-on-unfolded", is_flag=True, help="Exit 1 if a normalization was left.")
+@click.option("--no-receipt", is_flag=True, help="Write no receipt of the check into OUT's metadata.")
 @_what_to_fold
 @_how_to_check
 @_how_to_say
@@ -164,6 +165,7 @@ def fold(
     no_check: bool,
     accept: tuple[str, ...],
     fail_on_unfolded: bool,
+    no_receipt: bool,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -176,7 +178,7 @@ def fold(
         model,
         chosen(Selection, others),
         chosen(Checking, others, wanted=not no_check),
-        Writing(output, force, in_place, dry_run, frozenset(accept), fail_on_unfolded),
+        Writing(output, force, in_place, dry_run, frozenset(accept), fail_on_unfolded, not no_receipt),
         Console(quiet, verbose, as_json),
     )
 
@@ -203,20 +205,34 @@ def explain(
 
 @bnfold.command("check")
 @click.argument("original", type=_MODEL)
-@click.argument("candidate", type=_MODEL)
+@click.argument("candidate", type=_MODEL, required=False)
+@click.option(
+    "--source",
+    type=_MODEL,
+    metavar="FILE",
+    help="With a single MODEL: the file that its receipt must name as its source.",
+)
 @_how_to_check
 @_how_to_say
 def check(
     original: Path,
-    candidate: Path,
+    candidate: Path | None,
+    source: Path | None,
     as_json: bool,
     quiet: bool,
     **others: Any,
 ) -> int:
-    """Is CANDIDATE the same function as ORIGINAL? Whoever made it. Writes nothing."""
-    from .checking import run_check
+    """Is CANDIDATE the same function as ORIGINAL? Whoever made it. Writes nothing.
+
+    A single MODEL: what does its receipt say, and is it still the file that was checked?
+    """
+    from .checking import run_check, run_receipt
     from .folding import Checking
 
+    if candidate is None:
+        return run_receipt(original, source, Console(quiet, json=as_json))
+    if source is not None:
+        raise click.UsageError("--source goes with a single MODEL; two models are compared with each other.")
     return run_check(
         original,
         candidate,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import files
+from .. import files, receipt
 from ..errors import UsageError
 from ..report.json import document
 from ..report.text import explanation, fold_table
@@ -66,6 +66,7 @@ class Writing:
     dry_run: bool
     accept: frozenset[str]
     fail_on_unfolded: bool
+    receipt: bool = True
 
     def accepts(self, check: CheckResult | None) -> str | None:
         """None if the result may not be written; else the --accept that lets it, "" when none is needed."""
@@ -204,6 +205,8 @@ def _check_and_write(
         step("checking")
         check = result.check(path=stage.path, **arguments) if checking.wanted else None
         accepted = writing.accepts(check)
+        if accepted is not None and writing.receipt:
+            receipt.write(stage.path, result.source.sha256, result.report, check)
         raise_received()
         return check, [] if accepted is None else stage.commit(), accepted or ""
 
