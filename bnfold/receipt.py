@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,8 +76,6 @@ def write(path: Path, source_sha256: str, report: FoldReport, check: CheckResult
     if format_of(path) == BINARY:
         with path.open("ab") as file:
             file.write(_tail(entries))
-            file.flush()
-            os.fsync(file.fileno())
         return
     from .files.loading import load
     from .files.writing import serialize

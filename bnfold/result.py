@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from .affine import Array
-from .files import ModelFile, copy, save
+from .files import ModelFile, copy, materialized, save
 from .graph import Graph, Node
 from .report import FoldReport
 from .search import Plan
@@ -60,12 +60,21 @@ class FoldResult:
     """
 
     report: FoldReport
-    model: onnx.ModelProto
+    skeleton: onnx.ModelProto = field(repr=False)  # `model` without the bytes of large tensors
     source: ModelFile
     changed: bool
     rounded: tuple[str, ...]  # values that an op makes by rounding a folded source's: they must stay as they are
     _graphs: list[Graph] = field(repr=False)  # the main graph, then the bodies, outer ones first
     _records: list[Record] = field(repr=False)
+
+    @cached_property
+    def model(self) -> onnx.ModelProto:
+        """The folded model, whole: the bytes of large tensors are read and computed when it is first asked for."""
+        return materialized(self.skeleton, self.source.directory, self._folded)
+
+    @property
+    def _folded(self) -> Mapping[str, Tensor]:
+        return self._graphs[0].tensors
 
     @property
     def exact(self) -> Mapping[str, Array]:
@@ -125,4 +134,7 @@ class FoldResult:
         if not self.changed:
             return copy(self.source, path)
         # what was external stays external, be every such tensor edited
-        return save(self.model, path, directory=self.source.directory, external=bool(self.source.data) or None)
+        if self.source.path is not None and Path(path).exists() and Path(path).samefile(self.source.path):
+            _ = self.model  # what is read later would be read from another file
+        external = bool(self.source.data) or None
+        return save(self.skeleton, path, directory=self.source.directory, external=external, folded=self._folded)

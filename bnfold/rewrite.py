@@ -236,13 +236,13 @@ def finish(graph: Graph, *, inputs_too: bool) -> list[str]:
     had = {t.name for t in proto.initializer}
     for t in proto.initializer:
         if t.name in graph.edited:
-            t.CopyFrom(graph.tensors[t.name].to_proto(t.name))
+            t.CopyFrom(graph.tensors[t.name].to_proto(t.name, later=graph.parent is None))
     gone = had - graph.tensors.keys()
     if gone:
         proto.initializer.sort(key=lambda t: t.name in gone)
         del proto.initializer[len(proto.initializer) - len(gone) :]
     new = [name for name in graph.tensors if name not in had]
-    proto.initializer.extend(graph.tensors[name].to_proto(name) for name in new)
+    proto.initializer.extend(graph.tensors[name].to_proto(name, later=graph.parent is None) for name in new)
     left: list[str] = []
     if inputs_too:
         proto.input.extend(

@@ -7,8 +7,9 @@ in float64; `exact()` is the value before rounding, `rounded()` the one that a m
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from .affine import Affine, Array
 from .errors import MalformedModel
+from .files.wire import BULK, FOLDED, mark
 
 _DTYPES: dict[int, np.dtype[Any]] = {
     onnx.TensorProto.FLOAT: np.dtype("<f4"),
@@ -42,6 +44,7 @@ _LARGEST: dict[int, float] = {
 # of the range could make it more than the last bit of a subnormal. Dead channels (gamma and weights both decayed to
 # 1e-39) have such products.
 _LOST: dict[int, float] = {onnx.TensorProto.FLOAT16: 2.0**-25}
+_BLOCK = 1 << 20  # bytes of a tensor that are computed at once
 _CACHED = 1 << 16  # tensors of up to this many elements keep their float64 value: BN parameters, biases
 
 
@@ -105,13 +108,53 @@ class Tensor:
         """The same value, to be stored as another floating type."""
         return Tensor(self.name, data_type, self.shape, self.proto, self.directory, self.steps)
 
-    def to_proto(self, name: str) -> onnx.TensorProto:
-        """The edited tensor, rounded once to its stored type."""
+    def to_proto(self, name: str, *, later: bool = False) -> onnx.TensorProto:
+        """The edited tensor, rounded once to its stored type; `later`: a large one is computed when it is written."""
         proto = onnx.TensorProto(name=name, data_type=self.data_type, dims=self.shape)
-        proto.raw_data = rounded(self.exact(), self.data_type).tobytes()
+        if later and self.nbytes >= BULK:
+            mark(proto, FOLDED)
+        else:
+            proto.raw_data = rounded(self.exact(), self.data_type).tobytes()
         if self.proto is not None and self.proto.doc_string:
             proto.doc_string = self.proto.doc_string
         return proto
+
+    def pieces(self) -> Iterator[tuple[int, Callable[[], bytes]]]:
+        """The edited tensor's bytes, rounded once, in blocks of rows: (offset in bytes, what computes the block)."""
+        if not self._in_rows():
+            yield 0, lambda: rounded(self.exact(), self.data_type).tobytes()
+            return
+        width = self.nbytes // self.shape[0]
+        for start, stop, stored in self._blocks():
+            yield start * width, partial(self._rows, start, stop, stored)
+
+    def _in_rows(self) -> bool:
+        """Whether a row of the result needs only that row of the original."""
+        if self.proto is None or not self.shape or tuple(self.proto.dims) != self.shape or not self.size:
+            return False
+        return all(c.ndim in (0, len(self.shape)) for step in self.steps for c in (step.scale, step.shift))
+
+    def _rows(self, start: int, stop: int, stored: Callable[[], NDArray[Any]]) -> bytes:
+        value: Array = stored().astype(np.float64)
+        for step in self.steps:
+            if not step.is_pure_shift:
+                value *= _cut(step.scale, start, stop)
+            if not step.is_pure_scale:
+                value += _cut(step.shift, start, stop)
+        return rounded(value, self.data_type).tobytes()
+
+    def _blocks(self) -> Iterator[tuple[int, int, Callable[[], NDArray[Any]]]]:
+        """The original in blocks of rows: (the first, the one after the last, what reads them). It has an axis."""
+        assert self.proto is not None
+        proto, count = self.proto, self.proto.dims[0]
+        step = max(1, _BLOCK * count // max(1, math.prod(proto.dims) * itemsize(proto.data_type)))
+        whole = self.array() if proto.data_location != onnx.TensorProto.EXTERNAL else None
+        for start in range(0, count, step):
+            stop = min(start + step, count)
+            if whole is not None:
+                yield start, stop, partial(whole.__getitem__, slice(start, stop))
+            else:
+                yield start, stop, partial(rows, proto, self.directory, start, stop)
 
     def misfit(self) -> str | None:
         """Why the edited value does not fit its stored type (overflow; in float16 a value lost to 0 too), or None."""
@@ -133,11 +176,21 @@ class Tensor:
         if self.size <= _CACHED:
             exact = self.exact()
             return not exact.size or float(np.abs(exact).max()) < _LARGEST[self.data_type] / 2
-        base = self.array()  # a bound instead of a look at each element: only huge scales can leave the range
-        top = max(float(base.max()), -float(base.min())) if base.size else 0.0
+        top = self._top()  # a bound instead of a look at each element: only huge scales can leave the range
         for step in self.steps:
             top = top * float(np.abs(step.scale).max()) + float(np.abs(step.shift).max())
         return top < _LARGEST[self.data_type] / 2
+
+    def _top(self) -> float:
+        """The largest absolute value of the original; NaN if it holds one."""
+        if self.proto is None or not self.proto.dims:
+            return float(np.abs(self.array().astype(np.float64)).max(initial=0.0))
+        found = [0.0]
+        for _, _, stored in self._blocks():
+            block = stored()
+            if block.size:
+                found += [float(block.max()), -float(block.min())]
+        return math.nan if any(map(math.isnan, found)) else max(found)
 
 
 def zeros(name: str, shape: Sequence[int], data_type: int) -> Tensor:
@@ -167,6 +220,23 @@ def read(proto: onnx.TensorProto, directory: Path | None) -> NDArray[Any]:
         return onnx.numpy_helper.to_array(proto)
     except (ValueError, TypeError) as error:
         raise MalformedModel(f"Tensor '{proto.name}' cannot be read: {error}.") from error
+
+
+def rows(proto: onnx.TensorProto, directory: Path | None, start: int, stop: int) -> NDArray[Any]:
+    """The rows (axis 0) from `start` to `stop` of an external tensor."""
+    dtype, shape = _DTYPES.get(proto.data_type), tuple(proto.dims)
+    if dtype is None:
+        return read(proto, directory)[start:stop]
+    from .files import read_external
+
+    width = math.prod(shape[1:]) * dtype.itemsize
+    raw = read_external(proto, directory, start * width, (stop - start) * width)
+    return np.frombuffer(raw, dtype).reshape(-1, *shape[1:])
+
+
+def _cut(coefficients: Array, start: int, stop: int) -> Array:
+    """The rows of coefficients that broadcast to the tensor."""
+    return coefficients[start:stop] if coefficients.ndim and coefficients.shape[0] > 1 else coefficients
 
 
 def rounded(exact: Array, data_type: int) -> NDArray[Any]:

@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
+from bnfold.weights import read
+
 __all__ = ["Weights", "bodies", "lifted", "unit_roundoff"]
 
 Array = npt.NDArray[Any]
@@ -81,7 +83,7 @@ class Weights:
 
     def __init__(self, model: ModelProto, directory: Path | None) -> None:
         self._model = model
-        self._directory = str(directory or "")
+        self._directory = directory
         self._has_inner = any(True for _ in _inner_weights(model.graph))
         exact = _exact_values(model.graph)
         read = _all_reads(model.graph)
@@ -107,7 +109,7 @@ class Weights:
         return model, moved
 
     def _moved(self, proto: TensorProto, rng: np.random.Generator, scale: float) -> Array:
-        value = numpy_helper.to_array(proto, base_dir=self._directory).astype(np.float64)
+        value = read(proto, self._directory).astype(np.float64)
         signs = 1.0 - 2.0 * rng.integers(0, 2, value.shape, dtype=np.int8)
         return value * (1.0 + scale * _ROUNDOFF[proto.data_type] * signs)
 

@@ -7,6 +7,6 @@ save(model, path)              path, and path.data when some tensors are externa
 from .external import read_external
 from .formats import format_of
 from .loading import ModelFile, digest, load
-from .writing import Staging, copy, save
+from .writing import Staging, copy, materialized, save
 
-__all__ = ["ModelFile", "Staging", "copy", "digest", "format_of", "load", "read_external", "save"]
+__all__ = ["ModelFile", "Staging", "copy", "digest", "format_of", "load", "materialized", "read_external", "save"]

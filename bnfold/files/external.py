@@ -8,12 +8,13 @@ import math
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx
 
-from ..errors import MalformedModel
+from ..errors import MalformedModel, UnreadableModel
+from .wire import MARK, is_marked, pread, stamp
 
 _BITS = {
     **dict.fromkeys(("FLOAT", "INT32", "UINT32"), 32),
@@ -35,11 +36,23 @@ BITS: dict[int, int] = {
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """A tensor's bytes: `length` of them from `offset` on in the file `path`."""
+    """A tensor's bytes: `length` of them from `offset` on in the file `path`.
+
+    `stamp`: what the file must still be; "" where it is the user's own data file.
+    """
 
     path: Path
     offset: int
     length: int
+    stamp: str = ""
+
+    def open(self) -> int:
+        """A descriptor to read from. Raises UnreadableModel if the file is no longer the one that was read."""
+        descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        if self.stamp and stamp(descriptor) != self.stamp:
+            os.close(descriptor)
+            raise UnreadableModel(f"{self.path} was changed after it was read.")
+        return descriptor
 
 
 def payload(proto: onnx.TensorProto) -> int:
@@ -56,7 +69,9 @@ def extent(proto: onnx.TensorProto, directory: Path | None) -> Extent:
     """Where the bytes of an external tensor are, after every check; raises MalformedModel."""
     directory = Path() if directory is None else directory
     entries = {entry.key: entry.value for entry in proto.external_data}
-    path = _inside(proto.name, entries.get("location", ""), directory)
+    same = entries.get(MARK, "")
+    place = entries.get("location", "")
+    path = directory / place if same and not {"/", "\\"} & set(place) else _inside(proto.name, place, directory)
     try:
         info = path.stat()
     except OSError as error:
@@ -78,29 +93,38 @@ def extent(proto: onnx.TensorProto, directory: Path | None) -> Extent:
         raise MalformedModel(
             f"Tensor '{proto.name}' of shape {list(proto.dims)} needs {expected} bytes, but {path} gives it {length}."
         )
-    return Extent(path, offset, length)
+    return Extent(path, offset, length, same)
 
 
-def read_external(proto: onnx.TensorProto, directory: Path | None) -> bytes:
-    """The bytes of an external tensor, little-endian; raises MalformedModel when they are not where the model says."""
+def read_external(proto: onnx.TensorProto, directory: Path | None, start: int = 0, length: int | None = None) -> bytes:
+    """The bytes of an external tensor, little-endian, or `length` of them from `start` on.
+
+    Raises MalformedModel when they are not where the model says.
+    """
     where = extent(proto, directory)
-    return b"".join(blocks(where))
+    if length is not None:
+        where = replace(where, offset=where.offset + start, length=length)
+    return b"".join(blocks(where, where.length))
 
 
 def blocks(where: Extent, size: int = 1 << 24) -> Iterator[bytes]:
     """The bytes of an extent, `size` at a time."""
-    descriptor = os.open(where.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    descriptor = where.open()
     try:
-        os.lseek(descriptor, where.offset, os.SEEK_SET)
-        left = where.length
-        while left:
-            block = os.read(descriptor, min(size, left))
+        offset, end = where.offset, where.offset + where.length
+        while offset < end:
+            block = pread(descriptor, min(size, end - offset), offset)
             if not block:
                 raise MalformedModel(f"{where.path} was cut short while it was read.")
-            left -= len(block)
+            offset += len(block)
             yield block
     finally:
         os.close(descriptor)
+
+
+def is_external(proto: onnx.TensorProto) -> bool:
+    """Whether the tensor's bytes are in a data file beside the model."""
+    return proto.data_location == onnx.TensorProto.EXTERNAL and not is_marked(proto)
 
 
 def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

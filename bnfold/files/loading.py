@@ -12,17 +12,20 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
 
-from ..errors import BnfoldError, UnreadableModel, UnsupportedModel
-from .external import extent, tensors
+from ..errors import BnfoldError, MalformedModel, UnreadableModel, UnsupportedModel
+from .external import extent, is_external, tensors
 from .formats import BINARY, JSON, foreign, format_of, missing_bytes
 from .structure import validate
+from .wire import MARK, skeleton
 
 LIMIT = 2**31 - 1  # a protobuf message cannot be longer, in bytes
+SCANNED = 1 << 24  # bytes; a shorter file is read at once, which is faster than looking for its tensors
 
 
 @dataclass
 class ModelFile:
-    """A model as it was read. External tensors keep `data_location` EXTERNAL: their bytes stay in `directory`.
+    """A model as it was read. External tensors keep `data_location` EXTERNAL: their bytes stay in `directory`. So do
+    the large tensors of a large file, whose bytes stay in the file itself (wire.py): `model` is a skeleton then.
 
     `path` is None for a model that came as a ModelProto; `size` counts the bytes of the model file alone; `notes` are
     sentences for people about what had to be repaired.
@@ -48,7 +51,7 @@ class ModelFile:
         """The external data files: location, as the model gives it, to path."""
         found: dict[str, Path] = {}
         for proto in tensors(self.model):
-            if proto.data_location == onnx.TensorProto.EXTERNAL:
+            if is_external(proto):
                 where = extent(proto, self.directory)
                 found[where.path.relative_to(self.directory).as_posix()] = where.path
         return found
@@ -84,8 +87,8 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto) -> ModelFile:
         loaded = ModelFile(model, None, Path(), size_of(model))
     else:
         path = Path(source)
-        data = _read(path)
-        loaded = ModelFile(_parse(path, data), path, path.parent, len(data))
+        data, size = _read(path)
+        loaded = ModelFile(_parse(path, data), path, path.parent, size)
     if not loaded.model.HasField("graph"):
         name = "The model" if loaded.path is None else str(loaded.path)
         raise UnreadableModel(f"{name} holds no ONNX graph: it is not an ONNX model, or an empty one.")
@@ -99,7 +102,8 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto) -> ModelFile:
     return loaded
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path) -> tuple[bytes, int]:
+    """The file, or the skeleton of a large one, and how long the file is."""
     try:
         info = path.stat()
         if stat.S_ISDIR(info.st_mode):
@@ -112,12 +116,21 @@ def _read(path: Path) -> bytes:
             what = foreign(path, file.read(512), info.st_size)
             if what is not None:
                 raise UnreadableModel(f"{path} is {what}.")
-            if info.st_size > LIMIT:
+            binary = format_of(path) == BINARY
+            if binary and info.st_size >= SCANNED:
+                data = skeleton(file.fileno(), path)
+            elif info.st_size <= LIMIT:
+                file.seek(0)
+                data = file.read()
+            else:
+                data = b""
+            if len(data) > LIMIT or not data:
                 raise UnsupportedModel(
                     f"{path} is larger than 2 GiB, which protobuf cannot hold; store the weights as external data."
                 )
-            file.seek(0)
-            return file.read()
+            if binary and info.st_size < SCANNED and MARK.encode() in data:
+                raise MalformedModel(f"{path} holds the text '{MARK}', which is reserved.")
+            return data, info.st_size
     except FileNotFoundError:
         raise UnreadableModel(f"{path} does not exist.") from None
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL byte

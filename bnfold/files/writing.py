@@ -1,4 +1,4 @@
-"""Writing a model: everything is made in a hidden directory beside the target, synced, and moved into place at the end.
+"""Writing a model: everything is made in a hidden directory beside the target, and moved into place at the end.
 
 Whatever fails before the move leaves the target as it was. The data file moves first, so that a model never refers to
 data that is not there.
@@ -6,25 +6,26 @@ data that is not there.
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
 
 import numpy as np
 import onnx
 import onnx.numpy_helper
+from google.protobuf.message import EncodeError
 
 from ..errors import UnwritableOutput, UsageError
-from .external import blocks, extent, payload, tensors
+from .external import extent, is_external, payload, tensors
 from .formats import BINARY, JSON, format_of
-from .loading import LIMIT, ModelFile, size_of
+from .loading import LIMIT, ModelFile
+from .pouring import Computed, Content, gathered, length_of, pour
+from .wire import is_folded, is_marked, parts
 
 ALIGNMENT = 4096  # of external tensors, so that a runtime can map them
 _SMALL = 1024  # bytes; a smaller tensor stays in the model file
@@ -62,6 +63,10 @@ class Staging:
         """Move what was made into place, the model file last; returns the final paths, the model file first."""
         with _explained(self.target), _uninterrupted():
             made = sorted(path for path in self.path.parent.rglob("*") if path.is_file() and path != self.path)
+            replaces = os.path.lexists(self.target)
+            if replaces:  # a power cut must not leave less than there was; a new file has nothing to lose
+                for path in (*made, self.path):
+                    _sync(path)
             moved = [self.target]
             for path in (*made, self.path):
                 final = self.target.parent / path.relative_to(self.path.parent)
@@ -71,7 +76,8 @@ class Staging:
                 path.replace(final)
                 if final != self.target:
                     moved.append(final)
-            _sync_directory(self.target.parent)
+            if replaces:
+                _sync_directory(self.target.parent)
             return moved
 
 
@@ -82,30 +88,74 @@ def save(
     directory: Path | None = None,
     external: bool | None = None,
     keep_mode_of: Path | None = None,
+    folded: Mapping[str, Computed] | None = None,
 ) -> list[Path]:
     """Write `model` to `path`, atomically; the argument is not modified. Returns the files written, the model first.
 
     External tensors are copied from `directory` to `<path>.data`. `external` moves the model's own tensors of 1 KiB and
     more there too; None: only if some tensor is external already, or the model would pass protobuf's limit of 2 GiB.
+    folded: the tensors of a skeleton that are still to be computed, by name.
     The same model gives the same bytes. Raises UnwritableOutput.
     """
     path = Path(path)
+    content = _Content(directory, folded or {})
     with Staging(path, keep_mode_of=keep_mode_of) as stage, _explained(path):
+        if format_of(path) != BINARY:
+            model = materialized(model, directory, folded)
         if external is None:
-            external = any(_is_external(proto) for proto in tensors(model))
-            external = external or (_about(model) > LIMIT // 2 and size_of(model) > LIMIT)
-        if external:
+            external = any(is_external(proto) for proto in tensors(model))
+        parts, size = ([], 0) if external else _parts(model, path, content)
+        if external or size > LIMIT:
             copied = onnx.ModelProto()
             copied.CopyFrom(model)
-            model = copied
-            _externalize(model, stage.path, directory)
-        _write(stage.path, serialize(model, path))
+            _externalize(copied, stage.path, content)
+            parts, size = _parts(copied, path, content)
+        pour(stage.path, parts, size)
         return stage.commit()
 
 
-def _about(model: onnx.ModelProto) -> int:
-    """The bytes of the tensors by their shapes; asking protobuf costs as much as serializing the whole."""
-    return sum(math.prod(proto.dims) * 8 for proto in tensors(model))
+class _Content:
+    """The bytes of tensors that are not in the skeleton."""
+
+    def __init__(self, directory: Path | None, folded: Mapping[str, Computed]) -> None:
+        self._directory, self._folded = directory, folded
+
+    def of(self, proto: onnx.TensorProto) -> Content:
+        if proto.data_location != onnx.TensorProto.EXTERNAL:
+            return _bytes(proto)
+        if is_folded(proto):
+            return self._folded[proto.name]
+        return extent(proto, self._directory)
+
+
+def _parts(model: onnx.ModelProto, path: Path, content: _Content) -> tuple[list[tuple[int, Content]], int]:
+    """The parts of the model file with their offsets, and its size; a size beyond LIMIT where there is no such file."""
+    try:
+        data = serialize(model, path)
+    except (EncodeError, ValueError):  # protobuf's own limit
+        return [], LIMIT + 1
+    placed: list[tuple[int, Content]] = []
+    offset = 0
+    for part in parts(data, content.of, length_of):
+        placed.append((offset, part))
+        offset += length_of(part)
+    return placed, offset
+
+
+def materialized(
+    model: onnx.ModelProto, directory: Path | None, folded: Mapping[str, Computed] | None = None
+) -> onnx.ModelProto:
+    """A copy of a skeleton with the bytes of its tensors in it; what was external stays so."""
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    content = _Content(directory, folded or {})
+    for proto in tensors(copied):
+        if is_marked(proto):
+            raw = gathered(content.of(proto))
+            proto.ClearField("external_data")
+            proto.ClearField("data_location")
+            proto.raw_data = raw
+    return copied
 
 
 def copy(source: ModelFile, path: str | os.PathLike[str], *, overwrite: bool = True) -> list[Path]:
@@ -128,9 +178,7 @@ def copy(source: ModelFile, path: str | os.PathLike[str], *, overwrite: bool = T
             staged = stage.path.parent / location
             staged.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(data, staged)
-            _sync(staged)
         shutil.copyfile(source.path, stage.path)
-        _sync(stage.path)
         return stage.commit()
 
 
@@ -146,29 +194,19 @@ def serialize(model: onnx.ModelProto, path: Path) -> bytes:
     return text_format.MessageToString(model).encode()
 
 
-def _externalize(model: onnx.ModelProto, path: Path, directory: Path | None) -> None:
+def _externalize(model: onnx.ModelProto, path: Path, content: _Content) -> None:
     name = path.name + ".data"
+    placed: list[tuple[int, Content]] = []
     end = 0
-    with path.with_name(name).open("xb") as file:
-        for proto in tensors(model):
-            if not _is_external(proto) and not _is_large(proto):
-                continue
-            start = -(-end // ALIGNMENT) * ALIGNMENT
-            file.seek(start)
-            end = start + _put(file, proto, directory)
-            _point(proto, name, start, end - start)
-        file.truncate(end)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _put(file: BinaryIO, proto: onnx.TensorProto, directory: Path | None) -> int:
-    if not _is_external(proto):
-        return file.write(_bytes(proto))
-    where = extent(proto, directory)
-    for block in blocks(where):
-        file.write(block)
-    return where.length
+    for proto in tensors(model):
+        if proto.data_location != onnx.TensorProto.EXTERNAL and not _is_large(proto):
+            continue
+        start = -(-end // ALIGNMENT) * ALIGNMENT
+        part = content.of(proto)
+        placed.append((start, part))
+        end = start + length_of(part)
+        _point(proto, name, start, end - start)
+    pour(path.with_name(name), placed, end)
 
 
 def _point(proto: onnx.TensorProto, location: str, offset: int, length: int) -> None:
@@ -186,19 +224,8 @@ def _bytes(proto: onnx.TensorProto) -> bytes:
     return onnx.numpy_helper.from_array(np.ascontiguousarray(array)).raw_data
 
 
-def _is_external(proto: onnx.TensorProto) -> bool:
-    return proto.data_location == onnx.TensorProto.EXTERNAL
-
-
 def _is_large(proto: onnx.TensorProto) -> bool:
     return proto.data_type != onnx.TensorProto.STRING and payload(proto) >= _SMALL
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _sync(path: Path) -> None:

@@ -13,6 +13,7 @@ import onnx
 from onnx import TensorProto, external_data_helper, numpy_helper
 
 from bnfold.errors import MalformedModel
+from bnfold.files import read_external
 from bnfold.reference.node import Array
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -46,13 +47,8 @@ def tensor(proto: TensorProto, directory: Path | None, promote: bool) -> Array:
     if external_data_helper.uses_external_data(proto):
         if directory is None:
             raise MalformedModel(f"The data of {proto.name!r} is in another file, and no directory was given.")
-        loaded = TensorProto()
-        loaded.CopyFrom(proto)  # it has no data yet: this copies the name and the dims
-        try:
-            external_data_helper.load_external_data_for_tensor(loaded, str(directory))
-        except (OSError, ValueError, onnx.checker.ValidationError) as error:
-            raise MalformedModel(f"The external data of {proto.name!r} cannot be read: {error}") from error
-        proto = loaded
+        raw = read_external(proto, directory)
+        proto = TensorProto(name=proto.name, data_type=proto.data_type, dims=proto.dims, raw_data=raw)
     try:
         array = numpy_helper.to_array(proto)
     except (ValueError, TypeError) as error:
