@@ -132,16 +132,30 @@ def _add_after(graph: Graph, node: Node, shift: np.ndarray) -> Node:
     value = node.outputs[0]
     inner = graph.fresh(f"{value}_unbiased")
     graph.shapes.copy(value, inner)  # of which neither the file nor onnx's inference knows
-    name = _constant(graph, node, _bias_name(node, 1), shift)
+    proto = _add(graph, node, (inner, value), shift, _bias_name(node, 1), f"{node.at}_bias")
     graph.set_output(node, 0, inner)
-    proto = onnx.helper.make_node("Add", [inner, name], [value], name=graph.fresh(f"{node.at}_bias"))
     return graph.insert(proto, node)
+
+
+def _add(graph: Graph, node: Node, values: tuple[str, str], shift: np.ndarray, wish: str, title: str) -> onnx.NodeProto:
+    """values[1] = values[0] + shift, with the constant of the name `wish` beside `node`."""
+    placed: list[onnx.AttributeProto] = []
+    if graph.opset("") < 7:  # it broadcasts when it is told to, from `axis` on and without trailing ones
+        placed = [onnx.helper.make_attribute("broadcast", 1)]
+        lead = _leading_ones(shift)
+        if lead < shift.ndim:
+            placed.append(onnx.helper.make_attribute("axis", lead))
+            shift = shift.reshape(shift.shape[: shift.ndim - _leading_ones(shift.T)])
+    name = _constant(graph, node, wish, shift)
+    proto = onnx.helper.make_node("Add", [values[0], name], [values[1]], name=graph.fresh(title))
+    proto.attribute.extend(placed)
+    return proto
 
 
 def _constant(graph: Graph, node: Node, wish: str, exact: np.ndarray) -> str:
     """A new initializer beside `node`: coefficients in the layout of its output, to be rounded to its type."""
     name = graph.fresh(wish)
-    flat = np.ascontiguousarray(exact.reshape(exact.shape[_leading_ones(exact) :]), np.float64)
+    flat = np.asarray(exact.reshape(exact.shape[_leading_ones(exact) :]), np.float64)  # rank 0 stays rank 0
     base = onnx.TensorProto(name=name, data_type=onnx.TensorProto.DOUBLE, dims=flat.shape, raw_data=flat.tobytes())
     graph.tensors[name] = tensor(base, None, name).retyped(graph.type_of(node))
     graph.edited[name] = None
@@ -157,9 +171,8 @@ def _set_operand(graph: Graph, node: Node, exact: np.ndarray) -> None:
 def _stay(graph: Graph, source: Node, slot: int, left: np.ndarray) -> set[Node]:
     """An Add of `left` comes in the source's place."""
     inner, outer = source.inputs[slot], source.outputs[0]
-    name = _constant(graph, source, f"{source.at}_shift", left)
+    proto = _add(graph, source, (inner, outer), left, f"{source.at}_shift", f"{source.at}_add")
     graph.remove(source)
-    proto = onnx.helper.make_node("Add", [inner, name], [outer], name=graph.fresh(f"{source.at}_add"))
     made = graph.producer(inner)
     readers = {reader for reader, _ in graph.readers(outer)}
     return {graph.insert(proto, source), *readers} | ({made[0]} if made else set())

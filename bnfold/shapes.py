@@ -155,7 +155,8 @@ class Shapes:
             case op if op in _SAME:
                 return first
             case op if op in _BROADCAST:
-                return broadcast(shapes, name)
+                # before opset 7 the second operand is broadcast into the first, at the axis that `axis` names
+                return first if node.attribute("broadcast", 0) else broadcast(shapes, name)
             case "Conv" | "ConvTranspose":
                 weight = shapes[1] if len(shapes) > 1 else None
                 kernel = node.attribute("kernel_shape", None)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .graph import Graph, Node
 
 ARITHMETIC = frozenset(("Mul", "Div", "Add", "Sub"))
-_NO_BIAS = frozenset(("MatMul", "Gather", "Einsum"))
+_NO_BIAS = frozenset(("MatMul", "Einsum"))
 EPSILON = float(np.float32(1e-5))  # the default, an attribute of float32 as any other epsilon is
 _NOISE = 16.0  # how much worse conditioned an inverse may leave a value than the original was
 

@@ -83,11 +83,12 @@ class Tensor:
         if self._exact is not None:
             return self._exact
         value: Array = self.array().astype(np.float64)
-        for step in self.steps:
-            if not step.is_pure_shift:
-                value = value * step.scale
-            if not step.is_pure_scale:
-                value = value + step.shift
+        with np.errstate(invalid="ignore"):  # 0 * infinity: misfit() tells
+            for step in self.steps:
+                if not step.is_pure_shift:
+                    value = value * step.scale
+                if not step.is_pure_scale:
+                    value = value + step.shift
         if value.shape != self.shape:
             value = np.broadcast_to(value, self.shape)
         if self.size <= _CACHED:
@@ -164,6 +165,8 @@ class Tensor:
         stored = rounded(exact, self.data_type)
         as_float = exact if self.data_type == onnx.TensorProto.BFLOAT16 else stored.astype(np.float64)
         over = ~np.isfinite(as_float) | (np.abs(exact) > _LARGEST[self.data_type])
+        if over.any():  # what was infinite before, a bound or a mask, may stay so
+            over &= ~(np.isinf(exact) & np.isinf(np.broadcast_to(self.array().astype(np.float64), exact.shape)))
         lost = (exact != 0) & (np.abs(exact) <= _LOST.get(self.data_type, 0.0))
         for bad, what in ((over, "overflow to infinity"), (lost, "become 0")):
             if bad.any():

@@ -112,28 +112,32 @@ def _source_error(record: Record) -> str | None:
             case _:
                 scale, scale_m, shift_m = (-one if first else one), zero, constant_m
                 shift = constant if first else -constant
+    axis = node.attribute("axis", None) if node.attribute("broadcast", 0) else None
     for name, expected, got, size in (
         ("scale", scale, record.scale, scale_m), ("shift", shift, record.shift, shift_m)
     ):  # fmt: skip
-        difference = np.abs(_spread(got, expected) - expected.reshape(-1)) - 8 * _U * size.reshape(-1)
+        used = _spread(got, expected, axis)
+        difference = np.abs(used - expected.reshape(-1)) - 8 * _U * size.reshape(-1)
         if not (difference <= 0).all():
             worst = int(np.argmax(difference))
             return (
-                f"The {name} of {node.at} is {_spread(got, expected)[worst]:.17g} at element {worst}; "
+                f"The {name} of {node.at} is {used[worst]:.17g} at element {worst}; "
                 f"its parameters give {float(expected.reshape(-1)[worst]):.17g}."
             )
     return None
 
 
-def _spread(got: NDArray[np.float64], expected: _Wide) -> NDArray[np.float64]:
-    """The used coefficients, squashed where they were constant, at the size of the recomputed ones."""
+def _spread(got: NDArray[np.float64], expected: _Wide, axis: int | None) -> NDArray[np.float64]:
+    """The used coefficients, squashed where they were constant, at the size of the recomputed ones.
+
+    axis: of the value, where the parameter's own axes begin; None: they are the last ones.
+    """
     flat = got.reshape(-1)
     if flat.size in (1, expected.size):
         return np.broadcast_to(flat, (expected.size,))
-    squeezed = got.reshape([d for d in got.shape if d > 1])
-    shape = [d for d in expected.shape if d > 1]
-    lead = [d if d in squeezed.shape else 1 for d in shape]
-    return np.broadcast_to(squeezed.reshape(lead), shape).reshape(-1)
+    first = got.ndim - expected.ndim if axis is None else axis % got.ndim
+    own = got.reshape(got.shape[first : first + expected.ndim])
+    return np.broadcast_to(own, expected.shape).reshape(-1)
 
 
 def _tensor_error(name: str, tensor: Tensor, got: NDArray[Any], data_type: int) -> str | None:
@@ -150,7 +154,7 @@ def _tensor_error(name: str, tensor: Tensor, got: NDArray[Any], data_type: int) 
             scale, shift = (_rows(c, part, tensor).astype(np.longdouble) for c in (step.scale, step.shift))
             value = value * scale + shift
             size = size * np.abs(scale) + np.abs(shift)
-        slack = np.longdouble(8 * max(1, len(tensor.steps)) * _U) * size
+        slack = np.longdouble(8 * max(1, len(tensor.steps)) * _U) * np.where(np.isfinite(size), size, 0)
         low, high = (_ordered(rounded(np.asarray(v, np.float64), data_type)) for v in (value - slack, value + slack))
         piece = _ordered(_rows(got, part, tensor))
         bad = ~((low <= piece) & (piece <= high))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from onnx import TensorProto
 
 from ..affine import Affine, Array, affine
 from ..gauge import Action, Answer, Carry, Need, Op, Reason, Refusal, SetAttribute
@@ -68,6 +69,9 @@ def _prelu(op: Op, a: Affine, carried: bool) -> Answer:
     refused = _shiftless(op, a)
     if refused is not None:
         return refused
+    shape, slopes = op.shape(0), op.shape(1)
+    if shape is not None and slopes is not None and len(slopes) > len(shape):
+        return no(op, Reason.WRONG_AXIS, f"Its slope {op.value(1)} has more axes than the value.")
     negative = a.scale < 0
     if not negative.any():
         return [(Carry(a),)] if carried else [(Need(0, a),)]
@@ -75,8 +79,7 @@ def _prelu(op: Op, a: Affine, carried: bool) -> Answer:
     refusal = not_positive(op, a) or no(op, Reason.NEGATIVE_SCALE, "A scale is negative.")
     if slope is None or (op.opset < 7 and slope.size > 1):  # before, the slope stood on the channels by itself
         return refusal
-    shape = op.shape(0)
-    if shape is None or slope.ndim > len(shape):
+    if shape is None:
         return no(op, Reason.UNKNOWN_SHAPE, f"The rank of {op.value(0)} is not known.")
     rank = len(shape)
     k, flips = np.broadcast_arrays(raised(slope, rank), raised(a.scale, rank) < 0)
@@ -116,6 +119,9 @@ def _number(array: Array) -> float | None:
     return float(array.reshape(-1)[0]) if array.size == 1 else None
 
 
+_LARGEST = 3.4028234663852886e38  # of float32: as a bound it is none
+
+
 def _clip(op: Op, a: Affine, carried: bool) -> Answer:
     s, t = _number(a.scale), _number(a.shift)
     if s is None or t is None:
@@ -126,13 +132,15 @@ def _clip(op: Op, a: Affine, carried: bool) -> Answer:
     move = affine(1.0 / s, -t / s) if carried else affine(s, t)
     actions: list[Action] = []
     if op.opset >= 11:
-        for slot in (1, 2):
+        for slot, open_end in ((1, -_LARGEST), (2, _LARGEST)):
             if op.has(slot):
-                if not op.is_constant(slot):
+                held = op.constant(slot)
+                if held is None:
                     return no(op, Reason.NOT_CONSTANT, f"The bound {op.value(slot)} is computed at run time.")
-                actions.append(Need(slot, move))
+                if op.elem_type(slot) != TensorProto.FLOAT or (held != open_end).any():
+                    actions.append(Need(slot, move))
     else:
-        for name, open_end in (("min", -3.4028234663852886e38), ("max", 3.4028234663852886e38)):
+        for name, open_end in (("min", -_LARGEST), ("max", _LARGEST)):
             bound = float(op.attribute(name, open_end))
             if bound != open_end:
                 moved = _exact(op, name, float(move.scale.reshape(-1)[0]) * bound + float(move.shift.reshape(-1)[0]))
@@ -153,23 +161,24 @@ def clip_down(op: Op, given: Mapping[int, Affine]) -> Answer:
 # -- what swallows a map ---------------------------------------------------------------------------------------------
 
 
-def _axes(op: Op, default: int, rank: int) -> set[int]:
+def _axes(op: Op, rank: int) -> set[int]:
     """The axes that are normalized or searched together; before opset 13 Softmax flattens all from `axis` on."""
-    axis = op.attribute("axis", default) % rank
     softmax = op.kind in ("Softmax", "LogSoftmax", "Hardmax")
+    axis = op.attribute("axis", 0 if not softmax else -1 if op.opset >= 13 else 1) % rank
     return set(range(axis, rank)) if softmax and op.opset < 13 else {axis}
 
 
 def softmax_down(op: Op, given: Mapping[int, Affine]) -> Answer:
     a, shape = given[0], op.shape(0)
+    if op.kind == "Hardmax":  # it marks the largest element, as ArgMax numbers it
+        return arg_down(op, given)
     if not a.is_pure_shift:
         return no(op, Reason.NONLINEAR, f"{op.kind} swallows a shift, but no scale.")
     if shape is None:
         return no(op, Reason.UNKNOWN_SHAPE, f"The rank of {op.value(0)} is not known.")
     if not shape:
         return no(op, Reason.WRONG_AXIS, f"{op.value(0)} is a single number: it has no axis to normalize along.")
-    together = _axes(op, -1 if op.opset >= 13 else 1, len(shape))
-    return stray(op, a, set(range(len(shape))) - together) or [()]
+    return stray(op, a, set(range(len(shape))) - _axes(op, len(shape))) or [()]
 
 
 def arg_down(op: Op, given: Mapping[int, Affine]) -> Answer:
@@ -178,7 +187,7 @@ def arg_down(op: Op, given: Mapping[int, Affine]) -> Answer:
         return no(op, Reason.UNKNOWN_SHAPE, f"The rank of {op.value(0)} is not known.")
     if not shape:
         return no(op, Reason.WRONG_AXIS, f"{op.value(0)} is a single number: it has no axis to search along.")
-    refused = not_positive(op, a) or stray(op, a, set(range(len(shape))) - _axes(op, 0, len(shape)))
+    refused = not_positive(op, a) or stray(op, a, set(range(len(shape))) - _axes(op, len(shape)))
     if refused is None and not a.scale.all():
         refused = no(op, Reason.ZERO_SCALE, "A scale of 0 makes all elements equal.")
     return refused or [()]

@@ -62,19 +62,28 @@ def cut(a: Affine, first: int, rank: int) -> Affine | None:
     return a.moved(lambda c: c.reshape(c.shape[first : first + rank]))
 
 
-def fitted(op: Op, a: Affine, slot: int, out: Shape | None) -> Affine | Refusal:
-    """The coefficients of the output for the operand at `slot`, which is broadcast into an output of shape `out`."""
+def fitted(op: Op, a: Affine, slot: int, out: Shape | None, first: int | None = None) -> Affine | Refusal:
+    """The coefficients of the output for the operand at `slot`, which is broadcast into an output of shape `out`.
+
+    first: the axis of the output where the operand begins; None: as many before the last as it has axes.
+    """
     if a.rank == 0:
         return a
     shape = op.shape(slot)
     if shape is None or out is None:
         return no(op, Reason.UNKNOWN_SHAPE, f"The shape of {op.value(slot)} is not known.")
-    first = len(out) - len(shape)
+    first = len(out) - len(shape) if first is None else first
     for axis in a.varying:
         size = max(c.shape[axis] for c in (a.scale, a.shift) if c.ndim)
-        if axis < first or shape[axis - first] != size:
-            text = f"{op.value(slot)} is shorter than the output on axis {axis}, where the coefficients vary."
-            return no(op, Reason.WRONG_AXIS, text)
+        inside = first <= axis < first + len(shape)
+        own = shape[axis - first] if inside else 1
+        if own == size or (isinstance(own, str) and own == out[axis]):
+            continue
+        if isinstance(own, str):
+            text = f"It is not known that {op.value(slot)} has length {size} on axis {axis - first}."
+            return no(op, Reason.UNKNOWN_SHAPE, text)
+        text = f"{op.value(slot)} is shorter than the output on axis {axis}, where the coefficients vary."
+        return no(op, Reason.WRONG_AXIS, text)
     result = cut(a, first, len(shape))
     return result if result is not None else no(op, Reason.WRONG_AXIS, "The coefficients vary along a missing axis.")
 

@@ -12,12 +12,24 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..affine import Affine, Array, affine
-from ..gauge import Action, Answer, Become, Carry, Need, Op, Reason, Refusal, Vanish
+from ..gauge import Action, Answer, Become, Carry, Need, Op, Reason, Refusal, Shape, Vanish
 from .common import Law, attributes, cut, fitted, no, not_positive, raised
 
 
 def _sign(op: Op, slot: int) -> float:
     return -1.0 if op.kind == "Sub" and slot == 1 else 1.0
+
+
+def _first(op: Op, slot: int, size: int, rank: int) -> int:
+    """The axis of the output where an operand of `size` axes begins: before opset 7 `axis` says it for the second."""
+    axis = op.attribute("axis", rank - size) if slot == 1 and op.opset < 7 and op.attribute("broadcast", 0) else -size
+    return min(axis % rank, rank - size) if size else rank
+
+
+def _raised(op: Op, slot: int, array: Array, rank: int) -> Array:
+    """Coefficients of the operand at `slot`, or that operand, in the layout of the output."""
+    first = _first(op, slot, array.ndim, rank)
+    return raised(array.reshape(array.shape + (1,) * (rank - first - array.ndim)), rank) if array.ndim else array
 
 
 def _operand(op: Op, slot: int, a: Affine) -> Affine | Refusal:
@@ -28,10 +40,7 @@ def _operand(op: Op, slot: int, a: Affine) -> Affine | Refusal:
     if out is None:
         return no(op, Reason.UNKNOWN_SHAPE, "The rank of the output is not known.")
     rank, size = len(out), len(shape)
-    first = rank - size
-    axis = op.attribute("axis", -1) if op.opset < 7 and op.attribute("broadcast", 0) else -1
-    if axis >= 0:
-        first = axis
+    first = _first(op, slot, size, rank)
     flat = cut(a, first, size)
     if flat is not None:
         return flat
@@ -47,22 +56,29 @@ def _constant(op: Op, slot: int) -> Array | None:
         return c
     if out is None or c.ndim > len(out):
         return None
-    if op.opset < 7 and op.attribute("broadcast", 0):
-        axis = op.attribute("axis", len(out) - c.ndim)
-        return c.reshape((1,) * axis + c.shape + (1,) * (len(out) - axis - c.ndim))
-    return raised(c, len(out))
+    return _raised(op, slot, c, len(out))
 
 
 def _edit(op: Op, slot: int, a: Affine) -> Need | Refusal:
     placed = _operand(op, slot, a)
-    return placed if isinstance(placed, Refusal) else Need(slot, placed, grow=True)
+    if isinstance(placed, Refusal):
+        return placed
+    shape, out = op.shape(slot), op.output_shape()
+    if op.opset < 7 and shape is not None and out is not None and placed.rank:
+        grown = np.broadcast_shapes([d for d in shape if isinstance(d, int)], placed.scale.shape, placed.shift.shape)
+        first = _first(op, slot, len(grown), len(out))
+        if grown != shape and grown != out[first : first + len(grown)]:
+            return no(op, Reason.WRONG_AXIS, "Before opset 7 a constant that broadcasts has whole axes of the output.")
+    return Need(slot, placed, grow=True)
 
 
 def put(op: Op, slot: int, a: Affine, *, inverse: bool = False) -> Need | Refusal:
     """The demand on a branch that is broadcast into the output."""
     if op.is_constant(slot):
         return _edit(op, slot, a)
-    placed = fitted(op, a, slot, op.output_shape())
+    shape, out = op.shape(slot), op.output_shape()
+    first = None if shape is None or out is None else _first(op, slot, len(shape), len(out))
+    placed = fitted(op, a, slot, out, first)
     return placed if isinstance(placed, Refusal) else Need(slot, placed, inverse=inverse)
 
 
@@ -102,7 +118,7 @@ def add_down(op: Op, given: Mapping[int, Affine]) -> Answer:
     if out is None and any(a.rank for a in given.values()):
         return no(op, Reason.UNKNOWN_SHAPE, "The rank of the output is not known.")
     rank = len(out) if out is not None else 0
-    wide = {i: Affine(raised(a.scale, rank), raised(a.shift, rank)) for i, a in given.items()}
+    wide = {i: a.moved(lambda c, i=i: _raised(op, i, c, rank)) for i, a in given.items()}
     first = next(iter(wide.values()))
     if any(not np.array_equal(a.scale, first.scale) for a in wide.values()):
         return no(op, Reason.CONFLICT, "The branches of the sum carry different scales.")
@@ -137,12 +153,16 @@ def add_down(op: Op, given: Mapping[int, Affine]) -> Answer:
 
 def _past_constant(op: Op, slot: int, constant: int, whole: Affine) -> list[tuple[Action, ...] | Refusal]:
     """x + c with x = (s, t): the Add goes and (s, t + c) travels on."""
-    c = _constant(op, constant)
-    if c is None:
-        return []
+    c, shape = _constant(op, constant), op.shape(slot)
+    if c is None or (c.ndim and not _broadcasts_into(c, shape)):
+        return []  # x alone is smaller than x + c
     sign = _sign(op, slot)
     gone = affine(whole.scale * sign, whole.shift + c * _sign(op, constant))
     return [(Vanish(slot), Carry(gone))]
+
+
+def _broadcasts_into(c: Array, shape: Shape | None) -> bool:
+    return shape is not None and c.ndim == len(shape) and all(n in (1, d) for n, d in zip(c.shape, shape, strict=True))
 
 
 def mul_up(op: Op, output: int, a: Affine) -> Answer:
@@ -159,7 +179,9 @@ def mul_up(op: Op, output: int, a: Affine) -> Answer:
     if c is None:
         return no(op, Reason.UNKNOWN_SHAPE, "The constant's place in the value is not known.")
     if op.kind == "Div" and constant == 0:
-        return no(op, Reason.NONLINEAR, "A constant divided by the value is not linear.")
+        if a.is_pure_scale:
+            return [every([_edit(op, 0, a)])]
+        return no(op, Reason.NONLINEAR, "A constant divided by the value takes a scale, but no shift.")
     options: list[tuple[Action, ...] | Refusal] = []
     own = _factor(op, constant, a.scale)
     if a.is_pure_scale:
@@ -194,8 +216,11 @@ def mul_down(op: Op, given: Mapping[int, Affine]) -> Answer:
         return _product_down(op, given, rank)
     ((slot, a),) = given.items()
     if op.kind == "Div" and slot == 1:
-        return no(op, Reason.NONLINEAR, "The value is a divisor.")
-    scale, shift = raised(a.scale, rank), raised(a.shift, rank)
+        answer = _product_down(op, given, rank)  # c/(s*x) = (c/s)/x
+        if isinstance(answer, Refusal):
+            return answer
+        return [every([_edit(op, 0, affine(1.0 / _raised(op, 1, a.scale, rank)))]), *answer]
+    scale, shift = _raised(op, slot, a.scale, rank), _raised(op, slot, a.shift, rank)
     c = _constant(op, 1 - slot)
     if c is None:
         return no(op, Reason.UNKNOWN_SHAPE, "The constant's place in the value is not known.")
@@ -216,9 +241,9 @@ def _product_down(op: Op, given: Mapping[int, Affine], rank: int) -> Answer:
         if op.kind == "Div" and slot == 1:
             if not a.scale.all():
                 return no(op, Reason.ZERO_SCALE, "The divisor would be 0.")
-            scale = scale / raised(a.scale, rank)
+            scale = scale / _raised(op, slot, a.scale, rank)
         else:
-            scale = scale * raised(a.scale, rank)
+            scale = scale * _raised(op, slot, a.scale, rank)
     return [(Carry(affine(scale)),)]
 
 

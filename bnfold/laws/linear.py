@@ -12,7 +12,7 @@ import numpy as np
 
 from ..affine import Affine, Array, affine
 from ..gauge import AddAfter, Answer, Carry, Need, Op, Reason, Refusal, SetAttribute
-from .common import Law, attributes, cut, no, raised, stray, variable
+from .common import Law, attributes, cut, no, raised, static, stray, variable
 
 
 def _row(vector: Array, axis: int) -> Array:
@@ -44,6 +44,8 @@ def gemm_up(op: Op, output: int, a: Affine) -> Answer:
 def _gemm_bias(op: Op, a: Affine) -> tuple[Need | SetAttribute, ...] | Refusal:
     """C' = s*beta*C + t with beta' = 1; where C is computed at run time beta stays and C' = s*C + t/beta."""
     beta = float(op.attribute("beta", 1.0))
+    if op.opset < 7 and 0 in a.varying:
+        return no(op, Reason.WRONG_AXIS, "Before opset 7 a C that broadcasts stands on the columns.")
     if not op.has(2):
         shape = _bias_shape(op)
         if a.is_pure_scale:
@@ -69,6 +71,8 @@ def _gemm_bias(op: Op, a: Affine) -> tuple[Need | SetAttribute, ...] | Refusal:
     flat = cut(change, 2 - len(shape), len(shape))
     if flat is None or any(shape[i] == 1 for i in flat.varying):
         return no(op, Reason.WRONG_AXIS, f"{op.value(2)} is shorter than the product where the coefficients vary.")
+    if not static([shape[i] for i in flat.varying]):
+        return no(op, Reason.UNKNOWN_SHAPE, f"It is not known whether {op.value(2)} is as long as the product.")
     return (Need(2, flat, plain=True),)
 
 
@@ -182,6 +186,6 @@ def _response(shift: Array, weight: Array, slot: int, rank: int, inner: int) -> 
 
 
 LAWS = {
-    ("", "Gemm"): Law(gemm_up, gemm_down, attributes("alpha beta transA transB")),
+    ("", "Gemm"): Law(gemm_up, gemm_down, attributes("alpha beta broadcast transA transB")),
     ("", "MatMul"): Law(matmul_up, matmul_down, frozenset()),
 }

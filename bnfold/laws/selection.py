@@ -203,8 +203,11 @@ def gather_up(op: Op, output: int, a: Affine) -> Answer:
         return found
     axis, extra, at, shape = found
     if any(axis <= i < axis + extra for i in a.varying):
-        if extra != 1 or at is None:
+        if at is None:
             text = "The coefficients vary along what the indices choose, which is not known before it runs."
+            return no(op, Reason.WRONG_AXIS, text)
+        if extra > 1:
+            text = "The coefficients vary along one of the axes that it gathers out of one."
             return no(op, Reason.WRONG_AXIS, text)
     else:
         a = a.moved(lambda c: c.reshape((*c.shape[:axis], 1, *c.shape[axis + extra :])))

@@ -74,6 +74,64 @@ def test_a_shift_summed_over_an_unknown_size_stays() -> None:
     assert len([k for k in fold(model).report.kept if k.is_normalization]) == 1
 
 
+@pytest.mark.parametrize("equation", ["bi,bi->", "bi,ib"])
+def test_a_product_without_axes_keeps_none(equation: str) -> None:
+    b = Builder()
+    x = b.norm(b.op("Tanh", b.input("x", 6, 6)), 6)
+    result = folded(b.model(b.op("Einsum", x, b.weight(6, 6), equation=equation)))
+    (bias,) = (t for t in result.model.graph.initializer if t.name.endswith("_bias"))
+    assert not bias.dims
+
+
+def test_three_operands() -> None:
+    for shift in (True, False):
+        b = Builder()
+        x = b.norm(b.op("Tanh", b.input("x", "N", 6, 6)), 6, shift=shift)
+        y = b.op("Einsum", b.weight(6, 3), x, b.weight(6, 5), equation="io,bih,hp->bop")
+        folded(b.model(b.op("Conv", y, b.weight(4, 3, 1), b.weight(4))))
+        b = Builder()
+        y = b.op("Einsum", b.weight(6, 3), b.input("x", "N", 6, 6), b.weight(6, 6), equation="io,bih,hp->bpo")
+        folded(b.model(b.norm(y, 6, shift=shift)))
+
+
+@pytest.mark.parametrize("shift", [True, False])
+def test_one_operand(shift: bool) -> None:
+    for equation in ("bchw->bwc", "bchw->bc"):
+        b = Builder()
+        x = b.norm(b.op("Tanh", b.input("x", "N", 6, 5, 7)), 6, shift=shift)
+        y = b.op("Einsum", x, equation=equation)
+        folded(b.model(b.op("MatMul", y, b.weight(6, 4))))
+        b = Builder()
+        x = b.op("Conv", b.input("x", "N", 6, 5, 6), b.weight(6, 6, 1, 1))
+        folded(b.model(b.norm(b.op("Einsum", x, equation="bchw->bch"), 6, shift=shift)))
+
+
+@pytest.mark.parametrize("data, weight", [((2, 6, 1), (3, 4)), ((2, 6, 3), (1, 4)), ((2, 6, 1), (3, 6))])
+def test_a_length_of_one_that_is_broadcast_stays(data: tuple[int, ...], weight: tuple[int, ...]) -> None:
+    for equation in ("bch,ho->bco", "bch,ho->bch"):
+        b = Builder()
+        x = b.norm(b.op("Tanh", b.input("x", *data)), 6)
+        y = b.op("Einsum", x, b.weight(*weight), equation=equation)
+        refused(b.model(y), "WRONG_AXIS")
+        b = Builder()
+        y = b.op("Einsum", b.input("x", *data), b.weight(*weight), equation=equation)
+        refused(b.model(b.norm(y, 6)), "WRONG_AXIS")
+
+
+def test_an_operand_that_may_have_length_one_takes_no_scale_that_varies() -> None:
+    b = Builder()
+    y = b.op("Mul", b.op("Tanh", b.input("x", "N", "C")), b.op("Exp", b.input("z", "N", "C")))
+    y = b.op("Einsum", y, b.op("Tanh", b.input("u", "N", 6)), equation="bc,bc->bc")
+    (kept,) = fold(b.model(b.norm(y, 6, shift=False))).report.unfolded
+    assert "UNKNOWN_SHAPE" in {kept.reason, *(a.reason for a in kept.alternatives)}
+
+
+def test_letters_of_both_cases_have_no_order_without_an_arrow() -> None:
+    b = Builder()
+    y = b.op("Einsum", b.input("x", 2, 6), b.weight(6, 6), equation="Ai,ic")
+    refused(b.model(b.norm(y, 6)), "UNKNOWN_OP")
+
+
 def test_a_mutant_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     law = LAWS["", "Einsum"]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from onnx import helper
 
+from bnfold.fold import fold
 from tests.graphs import Builder, folded, refused
 
 
@@ -67,3 +69,26 @@ def test_a_branch_that_is_shorter_where_the_scale_varies_cannot_take_it() -> Non
     one = b.op("Conv", b.input("z", "N", 6, 6, 6), b.weight(1, 6, 1, 1))
     folded(b.model(b.norm(b.op("Mul", b.op("Conv", x, b.weight(6, 6, 1, 1)), gate), 6, shift=False)))
     refused(b.model(b.norm(b.op("Mul", one, b.op("Tanh", x)), 6, shift=False)), "WRONG_AXIS")
+
+
+@pytest.mark.parametrize("kind", ["Gemm", "Add"])
+def test_a_term_that_may_have_length_one_takes_no_scale_that_varies(kind: str) -> None:
+    b = Builder()
+    c = b.op("Mul", b.op("Tanh", b.input("c", 2, "C")), b.op("Exp", b.input("d", 2, "C")))
+    x = b.input("x", 2, 3)
+    y = b.op("Gemm", x, b.weight(3, 6), c) if kind == "Gemm" else b.op("Add", b.op("MatMul", x, b.weight(3, 6)), c)
+    (kept,) = fold(b.model(b.norm(y, 6, shift=False))).report.unfolded
+    assert {kept.reason, *(a.reason for a in kept.alternatives)} == {"UNKNOWN_SHAPE", "GRAPH_BOUNDARY"}
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_an_add_before_opset_7_says_where_it_stands(rank: int) -> None:
+    b = Builder(opset=6)
+    x, w = b.input("x", "N", *(6,) * (rank - 1)), b.weight(6, 6)
+    y = b.norm(b.op("MatMul", *((w, x) if rank == 3 else (x, w))), 6)
+    b.nodes[-1].attribute.append(helper.make_attribute("is_test", 1))
+    result = folded(b.model(y))
+    add = result.model.graph.node[-1]
+    assert {a.name: a.i for a in add.attribute} == {"broadcast": 1, "axis": 1}
+    (bias,) = (t for t in result.model.graph.initializer if t.name == add.input[1])
+    assert list(bias.dims) == [6]
