@@ -205,6 +205,10 @@ class Graph:
     def readers(self, value: str) -> list[tuple[Node, int]]:
         return list(self._readers.get(value, ()))
 
+    def has_one_reader(self, value: str) -> bool:
+        """One node of this graph reads the value, and nobody else."""
+        return len(self._readers.get(value, ())) == 1 and value not in self.outputs and value not in self.captured
+
     def is_used(self, node: Node, output: int) -> bool:
         if output >= len(node.outputs) or not node.outputs[output]:
             return False

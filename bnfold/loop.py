@@ -15,6 +15,7 @@ from functools import partial
 import onnx
 
 from . import rewrite, sources
+from .direct import Pair, holds, pairs
 from .errors import UsageError
 from .graph import Graph, Node
 from .laws import LAWS
@@ -151,12 +152,21 @@ class Folder:
             + [n for n in mine if n.op_type == "BatchNormalization"]
         )
         queued = set(waiting)
+        ready = pairs(graph, mine) if self._may_take_the_shortcut(graph) else {}
         looked: dict[Node, set[Node]] = {}  # node -> the refused sources whose search had asked it
         records: list[Record] = []
         while waiting:
             node = waiting.popleft()
             queued.discard(node)
             if node in graph.removed:  # it vanished in another's plan
+                continue
+            pair = ready.get(node)
+            if pair is not None and holds(graph, node, pair) and self._fits(pair):
+                touched = self._direct(graph, node, pair, records)
+                if looked:
+                    again = {s for n in touched for s in looked.pop(n, ())} - queued
+                    waiting.extend(sorted((n for n in again if n not in graph.removed), key=lambda n: n.order))
+                    queued |= again
                 continue
             done, visited = self._try(graph, node, records)
             if not done:
@@ -167,6 +177,24 @@ class Folder:
             waiting.extend(sorted((n for n in again if n not in graph.removed), key=lambda n: n.order))
             queued |= again
         return records
+
+    def _may_take_the_shortcut(self, graph: Graph) -> bool:
+        return not (self._skip or self._only) and not any(_rounds(node) for node in graph.nodes)
+
+    def _fits(self, pair: Pair) -> bool:
+        return pair.growth <= 0 or self.growth + pair.growth <= self._max_growth
+
+    def _direct(self, graph: Graph, node: Node, pair: Pair, records: list[Record]) -> set[Node]:
+        run = self._runs[node]
+        run.varies[node] = (True, True)
+        plan = pair.plan()
+        self.growth += pair.growth
+        parameters = (None, *pair.was[-4:])
+        touched = rewrite.absorb(graph, node, pair.conv, pair.weight, pair.bias)
+        run.plans[node] = plan
+        run.refusals.pop(node, None)
+        records.append(Record(node, parameters, pair.scale, pair.shift, plan))
+        return touched
 
     def _try(self, graph: Graph, node: Node, records: list[Record]) -> tuple[bool, set[Node]]:
         """Fold the source at `node` if it can be: (whether it is gone, nodes touched or asked)."""

@@ -59,6 +59,10 @@ class Shapes:
         """What the file and the rules say, without onnx's inference."""
         return self._derive(value)
 
+    def declared(self, value: str) -> Shape | None:
+        """What the file says of a value, and nothing else."""
+        return self._from(self._declare().get(value), value)
+
     def rank(self, value: str) -> int | None:
         """The rank alone: cheaper, for a weight says it."""
         found = self._derive(value)

@@ -59,6 +59,7 @@ class Tensor:
     directory: Path | None = None  # of the model file, where external data lies
     steps: tuple[Affine, ...] = ()
     _exact: Array | None = field(default=None, repr=False)
+    stored: bytes | None = field(default=None, repr=False)  # the rounded value, where it is known already
 
     @property
     def is_float(self) -> bool:
@@ -103,7 +104,9 @@ class Tensor:
 
     def named(self, name: str) -> Tensor:
         """The same tensor under another name."""
-        return Tensor(name, self.data_type, self.shape, self.proto, self.directory, self.steps, self._exact)
+        return Tensor(
+            name, self.data_type, self.shape, self.proto, self.directory, self.steps, self._exact, self.stored
+        )
 
     def retyped(self, data_type: int) -> Tensor:
         """The same value, to be stored as another floating type."""
@@ -115,10 +118,22 @@ class Tensor:
         if later and self.nbytes >= BULK:
             mark(proto, FOLDED)
         else:
-            proto.raw_data = rounded(self.exact(), self.data_type).tobytes()
+            proto.raw_data = self.raw()
         if self.proto is not None and self.proto.doc_string:
             proto.doc_string = self.proto.doc_string
         return proto
+
+    def raw(self) -> bytes:
+        """The edited tensor's bytes, rounded once to its stored type."""
+        return rounded(self.exact(), self.data_type).tobytes() if self.stored is None else self.stored
+
+    def write_over(self, proto: onnx.TensorProto, *, later: bool = False) -> None:
+        """`to_proto` into the protobuf that holds the original value."""
+        mine = self.proto
+        if self.stored is not None and mine is not None and mine.name == proto.name and proto.HasField("raw_data"):
+            proto.raw_data = self.stored
+        else:
+            proto.CopyFrom(self.to_proto(proto.name, later=later))
 
     def pieces(self) -> Iterator[tuple[int, Callable[[], bytes]]]:
         """The edited tensor's bytes, rounded once, in blocks of rows: (offset in bytes, what computes the block)."""

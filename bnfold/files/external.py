@@ -57,12 +57,13 @@ class Extent:
 
 def payload(proto: onnx.TensorProto) -> int:
     """The number of bytes that type and shape of `proto` ask for; raises MalformedModel when either is no good."""
-    if any(size < 0 for size in proto.dims):
-        raise MalformedModel(f"Tensor '{proto.name}' has a negative size in its shape {list(proto.dims)}.")
+    dims = proto.dims
+    if dims and min(dims) < 0:
+        raise MalformedModel(f"Tensor '{proto.name}' has a negative size in its shape {list(dims)}.")
     bits = BITS.get(proto.data_type)
     if bits is None:
         raise MalformedModel(f"Tensor '{proto.name}' has the unknown element type {proto.data_type}.")
-    return (math.prod(proto.dims) * bits + 7) // 8
+    return (math.prod(dims) * bits + 7) // 8
 
 
 def extent(proto: onnx.TensorProto, directory: Path | None) -> Extent:

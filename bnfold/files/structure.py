@@ -92,9 +92,12 @@ class _Check:
         known: set[str] = set()
         for value in graph.input:
             _define(value.name, known, "graph inputs")
-        initialized: set[str] = set()
+        initialized = {proto.name for proto in graph.initializer}
+        if len(initialized) < len(graph.initializer):
+            seen: set[str] = set()
+            for proto in graph.initializer:
+                _define(proto.name, seen, "initializers")
         for proto in graph.initializer:
-            _define(proto.name, initialized, "initializers")
             self._tensor(proto)
         for sparse in graph.sparse_initializer:
             _define(sparse.values.name, initialized, "initializers")
