@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from .. import files, receipt
 from ..errors import UsageError
-from ..report.json import document
 from ..report.text import explanation, fold_table
 from .options import Growth, destination
 from .output import Console, Step, width
@@ -105,6 +104,8 @@ def run(model: Path, selection: Selection, checking: Checking, writing: Writing,
     if code == 0 and writing.fail_on_unfolded and left:
         code = 1
     if console.json:
+        from ..report.json import document
+
         console.document(
             document(
                 source=source_dict(result.source, digest, result.report.opset, result.report.nodes_before),
@@ -133,6 +134,8 @@ def run_explain(model: Path, selection: Selection, console: Console) -> int:
         result = _fold(model, selection, {})
     report = result.report
     if console.json:
+        from ..report.json import document
+
         source = source_dict(result.source, result.source.sha256, report.opset, report.nodes_before)
         console.document(document(source=source, result=None, **report.to_dict(), check=None))
         return 0

@@ -6,13 +6,15 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ..errors import UnwritableOutput, UsageError
+
+if TYPE_CHECKING:
+    from fractions import Fraction
 
 _UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 
@@ -46,6 +48,8 @@ def growth(ctx: click.Context, param: click.Parameter, value: str | None) -> Gro
     if match is None:
         text = f"'{value}' is no size; write bytes (4096), a unit (16MiB) or a share of the model (10%)."
         raise click.BadParameter(text, ctx, param)
+    from fractions import Fraction  # it brings decimal along, which nothing else needs
+
     number = Fraction(match[1])
     return Growth(number / 100) if match[2] == "%" else Growth(None, int(number * _UNITS[match[3] or ""]))
 

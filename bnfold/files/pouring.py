@@ -10,7 +10,6 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -148,9 +147,11 @@ def _compute(descriptor: int, tensors: Sequence[tuple[int, Computed]]) -> None:
     if count == 1:
         work()
     else:
-        with ThreadPoolExecutor(count) as pool:
-            for _ in range(count):
-                pool.submit(work)
+        threads = [threading.Thread(target=work) for _ in range(count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     if failed:
         raise failed[0]
 
