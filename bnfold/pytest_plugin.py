@@ -85,6 +85,8 @@ class ModelFile(pytest.File):
     """An .onnx file: one item."""
 
     def collect(self) -> Iterable[pytest.Item]:
+        from .files.names import source_of
+
         original = source_of(self.path)
         name = "fold" if original is None else "check"
         yield ModelItem.from_parent(self, name=name, original=original)  # pyright: ignore[reportUnknownMemberType] -- pytest leaves **kw open
@@ -133,10 +135,3 @@ class ModelItem(pytest.Item):
 
 class NotTheSame(Exception):
     """The verdict on a model was no pass, or there was none; the text is for people."""
-
-
-def source_of(path: Path) -> Path | None:
-    """net.onnx, if that is a file and `path` is net.folded.onnx beside it."""
-    stem = path.name.removesuffix(".folded.onnx")
-    source = path.with_name(f"{stem}.onnx")
-    return source if stem not in ("", path.name) and source.is_file() else None

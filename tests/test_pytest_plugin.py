@@ -12,7 +12,7 @@ import pytest
 from onnx import numpy_helper
 
 import bnfold
-from bnfold.pytest_plugin import source_of
+from bnfold.files.names import fold_beside, source_of
 
 from .test_cli import network, plain
 
@@ -126,6 +126,10 @@ def test_the_original_of_a_folded_file(tmp_path: Path):
         (tmp_path / name).touch()
     assert source_of(tmp_path / "net.folded.onnx") == tmp_path / "net.onnx"
     assert [source_of(tmp_path / name) for name in ("net.onnx", "other.folded.onnx", ".folded.onnx")] == [None] * 3
+    assert fold_beside(tmp_path / "net.onnx") is None
+    (tmp_path / "net.folded.onnx").touch()
+    assert fold_beside(tmp_path / "net.onnx") == tmp_path / "net.folded.onnx"
+    assert fold_beside(tmp_path / "net.folded.onnx") is None
 
 
 def test_weights_off_by_one_per_cent_are_off(folder: Path):

@@ -221,6 +221,11 @@ def explain(model: Path, **others: Any) -> int:
     help="Exit 0 for this verdict too: the same function at a lower accuracy.",
 )
 @_unfolded
+@click.option(
+    "--certificate-only",
+    is_flag=True,
+    help="Run nothing: fold ORIGINAL again and compare every weight of CANDIDATE. For folds that bnfold made.",
+)
 @_how_to_check
 @_how_to_say
 def check(original: Path, candidate: Path, accept: tuple[str, ...], fail_on_unfolded: bool, **others: Any) -> int:
@@ -231,6 +236,19 @@ def check(original: Path, candidate: Path, accept: tuple[str, ...], fail_on_unfo
     console = _console(others, fail_on_unfolded=fail_on_unfolded)
     with console.reporting():
         return run_check(original, candidate, chosen(Checking, others, wanted=True), frozenset(accept), console)
+
+
+@bnfold.command("hook")
+@click.argument("models", type=_MODEL, nargs=-1, required=True)
+def hook(models: tuple[Path, ...]) -> int:
+    """Say which MODELS still hold what would fold; runs nothing.
+
+    What the pre-commit hook runs. A normalization that would fold is a failure, and so is a MODEL.folded.onnx that is
+    not, weight for weight, the fold of the MODEL.onnx beside it. A model with its fold beside it need not be folded.
+    """
+    from .hook import run_hook
+
+    return run_hook(models)
 
 
 def _console(given: dict[str, Any], *, fail_on_unfolded: bool = False) -> Console:

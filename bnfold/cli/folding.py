@@ -48,6 +48,7 @@ class Checking:
     shapes: dict[str, tuple[int, ...]]
     seed: int
     samples: int | None
+    certificate_only: bool = False
 
     def arguments(self) -> dict[str, Any]:
         """As keyword arguments of `check`."""
