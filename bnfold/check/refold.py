@@ -15,7 +15,7 @@ import onnx
 from ..files import ModelFile, load
 from ..fold import fold_leaving
 from ..weights import read
-from .certificate import certify
+from .certificate import CertificateResult, certify
 from .verdict import CheckResult, Verdict
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def by_certificate(
             return _certified(result, other, candidate)
         closest = closest or difference
     sentence = f"gate 1 alone cannot tell: no fold that bnfold makes of the original is like the candidate ({closest})"
-    return CheckResult(Verdict.INCONCLUSIVE, sentence)
+    return CheckResult(Verdict.INCONCLUSIVE, sentence, CertificateResult(False, closest))
 
 
 def _folds(original: str | os.PathLike[str] | onnx.ModelProto) -> Iterator[FoldResult]:
@@ -55,7 +55,9 @@ def _folds(original: str | os.PathLike[str] | onnx.ModelProto) -> Iterator[FoldR
 def _certified(result: FoldResult, other: ModelFile, candidate: Any) -> CheckResult:
     changed = _changed_tensor(result, other)
     if changed is not None:
-        return CheckResult(Verdict.NOT_EQUIVALENT, f"{changed}, and no fold has to do with it")
+        name, what = changed
+        sentence = f"the tensor {name} {what} than in the original, and no fold has to do with it"
+        return CheckResult(Verdict.NOT_EQUIVALENT, sentence, CertificateResult(False, sentence, {"wrong": name}))
     certificate = certify(result, candidate)
     if not certificate.passed:
         return CheckResult(Verdict.NOT_EQUIVALENT, certificate.sentence.rstrip("."), certificate)
@@ -95,8 +97,8 @@ def _difference(result: FoldResult, other: onnx.ModelProto) -> str | None:
     return None
 
 
-def _changed_tensor(result: FoldResult, other: ModelFile) -> str | None:
-    """The first tensor that no fold edited and that is not the same, bit for bit."""
+def _changed_tensor(result: FoldResult, other: ModelFile) -> tuple[str, str] | None:
+    """The first tensor that no fold edited and that is not the same, bit for bit: its name, and how it differs."""
     directory = result.source.directory
     pairs = zip(_graphs(result.model.graph), _graphs(other.model.graph), result.edited, strict=True)
     for mine, theirs, edited in pairs:
@@ -106,13 +108,13 @@ def _changed_tensor(result: FoldResult, other: ModelFile) -> str | None:
                 continue
             twin = held[tensor.name]
             if (tensor.data_type, list(tensor.dims)) != (twin.data_type, list(twin.dims)):
-                return f"the tensor {tensor.name} has another type or shape than in the original"
+                return tensor.name, "has another type or shape"
             if tensor.data_type == onnx.TensorProto.STRING:
                 same = list(tensor.string_data) == list(twin.string_data)
             else:
                 same = read(tensor, directory).tobytes() == read(twin, other.directory).tobytes()
             if not same:
-                return f"the tensor {tensor.name} holds other values than in the original"
+                return tensor.name, "holds other values"
     return None
 
 
