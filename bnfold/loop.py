@@ -62,6 +62,7 @@ class Run:
             tuple(Target(n.at, n.op_type) for n in into),
             tuple(n.at for n in through),
             any(p.left is not None for p in plans),
+            self._is_normalization(gone),
         )
 
     def kept(self) -> Iterator[Kept]:
@@ -70,9 +71,6 @@ class Run:
             return
         found = [r for n in rest for r in self.refusals[n]]
         main = most_telling(found)
-        norm = any(n.op_type == "BatchNormalization" for n in rest)
-        flags = [self.varies.get(n, (False, False)) for n in rest]
-        norm = norm or (any(s for s, _ in flags) and any(t for _, t in flags))
         yield Kept(
             tuple(n.at for n in rest),
             " + ".join(n.op_type for n in rest),
@@ -86,8 +84,14 @@ class Run:
                 if r.direction
                 for leaf in (r, *r.because)
             ),
-            norm,
+            self._is_normalization(rest),
         )
+
+    def _is_normalization(self, nodes: list[Node]) -> bool:
+        """A BatchNormalization, or arithmetic that both scales and shifts along an axis."""
+        flags = [self.varies.get(n, (False, False)) for n in nodes]
+        arithmetic = any(s for s, _ in flags) and any(t for _, t in flags)
+        return arithmetic or any(n.op_type == "BatchNormalization" for n in nodes)
 
 
 class Folder:

@@ -110,8 +110,12 @@ class FoldResult:
         shapes: Mapping[str, Sequence[int]] | None = None,
         threads: int | None = None,
         path: str | os.PathLike[str] | None = None,
+        certificate_only: bool = False,
     ) -> CheckResult:
-        """Whether the folded model (the file at `path`, if given) is the same function as the source."""
+        """Whether the folded model (the file at `path`, if given) is the same function as the source.
+
+        certificate_only: by gate 1 alone; nothing is run.
+        """
         from .check import check
 
         original = self.source.path if self.source.path is not None else self.source.model
@@ -127,6 +131,7 @@ class FoldResult:
             exact=self.exact,
             certificate=self.certificate(candidate),
             integers=self.rounded,
+            certificate_only=certificate_only,
         )
 
     def save(self, path: str | os.PathLike[str]) -> list[Path]:

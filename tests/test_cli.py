@@ -430,7 +430,8 @@ def test_no_permission_to_read_or_to_write(folder: Path):
 def test_the_json_document(folder: Path):
     run = bnfold(folder, "kept.onnx", "--json")
     data = json.loads(run.stdout)
-    assert list(data) == ["schema", "tool", "source", "result", "counts", "folded", "kept", "notes", "check"]
+    keys = ["schema", "tool", "source", "result", "counts", "folded", "kept", "notes", "check", "command", "verdict"]
+    assert list(data) == keys
     assert data["schema"] == 1
     assert data["tool"]["name"] == "bnfold"
     source = (folder / "kept.onnx").read_bytes()
@@ -454,13 +455,18 @@ def test_the_json_document(folder: Path):
         "direction": "up",
         "into": [{"node": "conv", "op": "Conv"}],
         "through": [],
+        "normalization": True,
     }
     (kept,) = data["kept"]
-    assert list(kept) == ["nodes", "op", "reason", "at", "message", "hint", "alternatives"]
+    assert list(kept) == ["nodes", "op", "reason", "at", "message", "hint", "alternatives", "normalization"]
     assert kept["nodes"] == ["stays"]
     assert all(list(each) == ["direction", "through", "reason", "at"] for each in kept["alternatives"])
     assert kept["alternatives"]
     assert data["check"]["verdict"] == "EQUIVALENT"
+    assert data["command"] == "fold"
+    sentence = "1 of 2 sources folded; wrote kept.folded.onnx."
+    word = {"word": "EQUIVALENT", "sentence": sentence, "exit_code": 0, "fail_on_unfolded": False}
+    assert data["verdict"] == word
     explained = json.loads(bnfold(folder, "explain", "kept.onnx", "--json").stdout)
     assert explained["result"] is None
     assert explained["check"] is None
@@ -562,10 +568,10 @@ def test_every_command_and_option_is_documented():
 def test_the_contract_lists_these_options():
     wanted = """--output --force --in-place --dry-run --no-check --no-receipt --accept --fail-on-unfolded --skip --only
     --freeze-inputs --keep-inputs --max-growth --aggressive --partial --threads --inputs --shape --seed --samples --json
-    --quiet --verbose --version"""
+    --format --report --quiet --verbose --version"""
     found = {option for each in group.commands["fold"].params for option in each.opts if option.startswith("--")}
     assert found == set(wanted.split())
-    assert set(group.commands) == {"fold", "explain", "check"}
+    assert set(group.commands) == {"fold", "explain", "check", "hook"}
 
 
 def test_help_and_version_and_no_arguments(tmp_path: Path):

@@ -22,6 +22,7 @@ MODULES = sorted(
 EXTRAS = {
     "bnfold.lab": ("matplotlib", "sklearn"),
     "bnfold.pytorch": ("torch",),
+    "bnfold.pytest_plugin": ("pytest",),
     "bnfold.train": ("torch", "sklearn"),
 }
 

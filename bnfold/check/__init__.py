@@ -41,6 +41,7 @@ def check(
     certificate: Certificate | None = None,
     integers: Sequence[str] = (),
     timeout: float | None = None,
+    certificate_only: bool = False,
 ) -> CheckResult:
     """Compare two models, whoever made the second.
 
@@ -53,6 +54,8 @@ def check(
     exact: the candidate's initializers in float64 before they were rounded, by name (FoldResult.exact): question (a)
         is then answered at float64's own accuracy.
     certificate: gate 1's result, None when it cannot be asked.
+    certificate_only: let gate 1 decide alone; nothing is run. Without `certificate` the original is folded again, and a
+        candidate that is no such fold is INCONCLUSIVE.
     integers: values inside the models, made by ops that round, that must be the same in both, bit for bit.
 
     Raises UsageError for inputs or shapes that do not fit the model, UnreadableModel for no model; whatever happens
@@ -68,6 +71,7 @@ def check(
         certificate=certificate,
         integers=tuple(integers),
         timeout=timeout,
+        certificate_only=certificate_only,
     )
     return _Check(settings).run(original, candidate)
 
@@ -85,11 +89,17 @@ class _Check:
     def run(self, original: Source, candidate: Source) -> CheckResult:
         from .running import opened
 
+        if self._settings.certificate_only and self._settings.certificate is None:
+            from .refold import by_certificate
+
+            return by_certificate(original, candidate)
         first = opened(original)
         second = opened(candidate, first.directory)
         try:
             if self._settings.certificate is not None and not self._settings.certificate.passed:
                 raise Settled(Verdict.NOT_EQUIVALENT, self._settings.certificate.sentence)
+            if self._settings.certificate_only:
+                raise Settled(*_alone(self._settings))
             judgement = self._gate3(first, second)
         except Settled as end:
             return self._result(end.verdict, end.sentence)
@@ -189,6 +199,16 @@ class _Check:
             tuple(self._warnings),
             self._flipped,
         )
+
+
+def _alone(settings: Settings) -> tuple[Verdict, str]:
+    """What a certificate that passed is worth when nothing is run."""
+    if settings.integers:
+        return (
+            Verdict.INCONCLUSIVE,
+            f"gate 1 passed, but only running both models can tell whether {settings.integers[0]!r} stays",
+        )
+    return Verdict.EQUIVALENT, "by gate 1 alone: what was folded is correctly rounded; nothing was run"
 
 
 class _NoJudge(Exception):

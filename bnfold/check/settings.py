@@ -23,3 +23,4 @@ class Settings:
     certificate: Certificate | None = None
     integers: tuple[str, ...] = ()
     timeout: float | None = None
+    certificate_only: bool = False

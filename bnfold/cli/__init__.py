@@ -16,6 +16,7 @@ import click
 
 from ..errors import BnfoldError
 from .commands import bnfold
+from .options import form_of
 from .output import emit_error, silence
 from .signals import caught
 
@@ -41,21 +42,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    as_json = "--json" in arguments[: arguments.index("--")] if "--" in arguments else "--json" in arguments
+    form = form_of(arguments)
     try:
         code = bnfold.main(arguments, prog_name="bnfold", standalone_mode=False)
     except click.ClickException as error:
         usage = "" if error.ctx is None else f"Try '{error.ctx.command_path} --help'."  # type: ignore[attr-defined]
-        return emit_error("usage", _sentence(error.format_message()), 2, as_json=as_json, hint=usage)
+        return emit_error("usage", _sentence(error.format_message()), 2, form=form, hint=usage)
     except BnfoldError as error:
-        return emit_error(error.kind, str(error), error.exit_code, as_json=as_json)
+        return emit_error(error.kind, str(error), error.exit_code, form=form)
     except (KeyboardInterrupt, click.Abort):
-        return emit_error("interrupted", "Interrupted; nothing was written.", 130, as_json=as_json)
+        return emit_error("interrupted", "Interrupted; nothing was written.", 130, form=form)
     except BrokenPipeError:  # whoever read the output has gone, and with it the wish to know
         silence()
         return 141
     except MemoryError:
-        return emit_error("memory", "Out of memory; nothing was written.", 2, as_json=as_json)
+        return emit_error("memory", "Out of memory; nothing was written.", 2, form=form)
     except Exception as error:
         if os.environ.get("BNFOLD_DEBUG") == "1":
             import traceback
@@ -63,7 +64,7 @@ def _run(arguments: list[str]) -> int:
             traceback.print_exc()
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         message = f"This is a bug in bnfold ({what}). Please report it, with the traceback that BNFOLD_DEBUG=1 prints."
-        return emit_error("internal", message, 2, as_json=as_json)
+        return emit_error("internal", message, 2, form=form)
     return code if isinstance(code, int) else 0
 
 

@@ -2,45 +2,76 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import files, receipt
-from ..report.json import document
+from ..report.findings import is_left, would_fold
 from .folding import Checking, source_dict
-from .output import Console
+from .output import Console, width
 
 if TYPE_CHECKING:
-    from ..check.verdict import Verdict
+    from ..check.verdict import CheckResult, Verdict
     from ..files import ModelFile
 
 
-def run_check(original: Path, candidate: Path, checking: Checking, console: Console) -> int:
+def run_check(original: Path, candidate: Path, checking: Checking, accept: frozenset[str], console: Console) -> int:
     """`bnfold check`: returns the exit code."""
+    console.clear_of(original, candidate)
     from ..check import check
+    from ..fold import fold
 
     arguments = checking.arguments()
     with console.progress(2) as step:
         step("reading")
         pair = [files.load(path) for path in (original, candidate)]
+        inside: dict[str, Any] = fold(candidate).report.to_dict() if console.fail_on_unfolded else {}
         step("checking")
         result = check(original, candidate, **arguments)
-    if console.json:
-        source, other = (_about(each) for each in pair)
-        console.document(document(source=source, result=other, check=result.to_dict()))
-        return result.exit_code
-    *lines, _ = str(result).splitlines()
+    left = _left(inside)
     held = receipt.read(candidate, pair[1].model)
     if held is not None:
         same = "this original" if held.source_sha256 == pair[0].sha256 else "another file than this original"
-        lines.append(f"receipt the candidate says that it was made from {same}")
-    console.say("\n".join([*lines, ""]))
-    console.verdict(result.verdict.name, result.sentence, good=result.exit_code == 0)
-    return result.exit_code
+        left.append(f"receipt the candidate says that it was made from {same}")
+    console.say("\n".join([*str(result).splitlines()[:-1], *left, ""]))
+    word, sentence, code = _verdict(result, len(left) - (held is not None), accept)
+
+    def parts() -> dict[str, Any]:
+        source, other = (_about(each) for each in pair)
+        return {"source": source, "result": other, **inside, "check": result.to_dict()}
+
+    return console.finish("check", word, sentence, code, parts)
+
+
+def _verdict(result: CheckResult, left: int, accept: frozenset[str]) -> tuple[str, str, int]:
+    word, sentence, code = result.verdict.name, result.sentence, result.exit_code
+    if code and word.lower() in accept:
+        code, sentence = 0, f"{sentence.rstrip('.')}; accepted (--accept {word.lower()})."
+    if code == 0 and left:
+        are = "normalization is" if left == 1 else "normalizations are"
+        return "UNFOLDED", f"{left} {are} left in the candidate (--fail-on-unfolded); {word}.", 1
+    return word, sentence, code
+
+
+def _left(inside: dict[str, Any]) -> list[str]:
+    """A paragraph for each normalization that the candidate holds, whether it would fold or not."""
+    sentences = [would_fold(each) for each in inside.get("folded", ()) if is_left(each)]
+    sentences += [
+        f"{', '.join(each['nodes'])} ({each['op']}) stays: {each['reason']}: {each['message']}"
+        for each in inside.get("kept", ())
+        if is_left(each)
+    ]
+    options: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+    return [
+        textwrap.fill(each, max(width(), 40), initial_indent="left    ", subsequent_indent=" " * 8, **options)
+        for each in sentences
+    ]
 
 
 def run_receipt(path: Path, source: Path | None, console: Console) -> int:
     """`bnfold check MODEL`: what the model's receipt says, and whether it still speaks of this file."""
+    console.clear_of(path, source)
     with console.progress(1) as step:
         step("reading")
         model = files.load(path)
@@ -48,18 +79,17 @@ def run_receipt(path: Path, source: Path | None, console: Console) -> int:
         origin = None if source is None else files.load(source)
     verdict, sentence = _told(found, None if origin is None else origin.sha256, source)
     code = verdict.exit_code
-    if console.json:
-        told: dict[str, object] = {"verdict": verdict.value, "sentence": sentence, "exit_code": code}
-        told["receipt"] = None if found is None else found.to_dict()
-        about = None if origin is None else _about(origin)
-        console.document(document(source=about, result=_about(model), check=told))
-        return code
     if found is not None:
         lines = [f"source  sha256 {found.source_sha256}", f"folded  {found.folded} of {found.sources} sources"]
         lines += [f"found   {found.verdict}: {found.sentence}"] if found.sentence else [f"found   {found.verdict}"]
         console.say("\n".join([f"receipt by bnfold {found.version}", *lines, ""]))
-    console.verdict(verdict.name, sentence, good=code == 0)
-    return code
+
+    def parts() -> dict[str, Any]:
+        told: dict[str, Any] = {"verdict": verdict.value, "sentence": sentence, "exit_code": code}
+        told["receipt"] = None if found is None else found.to_dict()
+        return {"source": None if origin is None else _about(origin), "result": _about(model), "check": told}
+
+    return console.finish("check", verdict.name, sentence, code, parts)
 
 
 def _told(found: receipt.Receipt | None, digest: str | None, source: Path | None) -> tuple[Verdict, str]:

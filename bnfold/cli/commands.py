@@ -12,8 +12,10 @@ from typing import Any, TypeVar
 import click
 
 from .. import __version__
-from .options import chosen, growth, shapes
+from ..report.forms import FORMS
+from .options import chosen, chosen_form, growth, shapes
 from .output import Console
+from .reports import reports
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -62,9 +64,25 @@ def _options(*decorators: Callable[[_F], _F]) -> Callable[[_F], _F]:
 _MODEL = click.Path(readable=False, path_type=Path)  # existence is for the loader to judge: its sentences say more
 
 _how_to_say = _options(
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout and nothing else there."),
+    click.option(
+        "--format",
+        "form",
+        type=click.Choice(FORMS),
+        help="What stdout gets. json, junit, sarif and markdown are one document; github is workflow commands, "
+        "and a step summary where there is one. Default: text.",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="The same as --format json."),
+    click.option(
+        "--report",
+        "reports",
+        callback=reports,
+        multiple=True,
+        metavar="FORMAT=PATH",
+        help="Write this form to a file too, whatever the verdict; repeatable.",
+    ),
     click.option("-q", "--quiet", is_flag=True, help="Print only the verdict line."),
 )
+_unfolded = click.option("--fail-on-unfolded", is_flag=True, help="Exit 1 if a normalization was left.")
 _version = click.version_option(
     __version__, "--version", message="bnfold %(version)s", help="Show the version and exit."
 )
@@ -149,7 +167,7 @@ def bnfold() -> None:
     help="Write a result that did not pass: one of lower accuracy; one that only the certificate vouches for; "
     "any. Repeatable; the exit code stays.",
 )
-@click.option("--fail-on-unfolded", is_flag=True, help="Exit 1 if a normalization was left.")
+@_unfolded
 @click.option("--no-receipt", is_flag=True, help="Write no receipt of the check into OUT's metadata.")
 @_what_to_fold
 @_how_to_check
@@ -166,41 +184,33 @@ def fold(
     accept: tuple[str, ...],
     fail_on_unfolded: bool,
     no_receipt: bool,
-    as_json: bool,
-    quiet: bool,
-    verbose: bool,
     **others: Any,
 ) -> int:
     """Fold MODEL, check the result against it, and write it. This is what `bnfold MODEL` does."""
     from .folding import Checking, Selection, Writing, run
 
-    return run(
-        model,
-        chosen(Selection, others),
-        chosen(Checking, others, wanted=not no_check),
-        Writing(output, force, in_place, dry_run, frozenset(accept), fail_on_unfolded, not no_receipt),
-        Console(quiet, verbose, as_json),
-    )
+    console = _console(others, fail_on_unfolded=fail_on_unfolded)
+    with console.reporting():
+        return run(
+            model,
+            chosen(Selection, others),
+            chosen(Checking, others, wanted=not no_check),
+            Writing(output, force, in_place, dry_run, frozenset(accept), fail_on_unfolded, not no_receipt),
+            console,
+        )
 
 
 @bnfold.command("explain")
 @click.argument("model", type=_MODEL)
 @_what_to_fold
 @_how_to_say
-def explain(
-    model: Path,
-    as_json: bool,
-    quiet: bool,
-    **others: Any,
-) -> int:
+def explain(model: Path, **others: Any) -> int:
     """Say where each affine of MODEL goes, or why not. Writes nothing."""
     from .folding import Selection, run_explain
 
-    return run_explain(
-        model,
-        chosen(Selection, others),
-        Console(quiet, json=as_json),
-    )
+    console = _console(others)
+    with console.reporting():
+        return run_explain(model, chosen(Selection, others), console)
 
 
 @bnfold.command("check")
@@ -212,14 +222,26 @@ def explain(
     metavar="FILE",
     help="With a single MODEL: the file that its receipt must name as its source.",
 )
+@click.option(
+    "--accept",
+    type=click.Choice(["degraded"]),
+    multiple=True,
+    help="Exit 0 for this verdict too: the same function at a lower accuracy.",
+)
+@_unfolded
+@click.option(
+    "--certificate-only",
+    is_flag=True,
+    help="Run nothing: fold ORIGINAL again and compare every weight of CANDIDATE. For folds that bnfold made.",
+)
 @_how_to_check
 @_how_to_say
 def check(
     original: Path,
     candidate: Path | None,
     source: Path | None,
-    as_json: bool,
-    quiet: bool,
+    accept: tuple[str, ...],
+    fail_on_unfolded: bool,
     **others: Any,
 ) -> int:
     """Is CANDIDATE the same function as ORIGINAL? Whoever made it. Writes nothing.
@@ -229,13 +251,28 @@ def check(
     from .checking import run_check, run_receipt
     from .folding import Checking
 
-    if candidate is None:
-        return run_receipt(original, source, Console(quiet, json=as_json))
-    if source is not None:
+    if candidate is not None and source is not None:
         raise click.UsageError("--source goes with a single MODEL; two models are compared with each other.")
-    return run_check(
-        original,
-        candidate,
-        chosen(Checking, others, wanted=True),
-        Console(quiet, json=as_json),
-    )
+    console = _console(others, fail_on_unfolded=fail_on_unfolded)
+    with console.reporting():
+        if candidate is None:
+            return run_receipt(original, source, console)
+        return run_check(original, candidate, chosen(Checking, others, wanted=True), frozenset(accept), console)
+
+
+@bnfold.command("hook")
+@click.argument("models", type=_MODEL, nargs=-1, required=True)
+def hook(models: tuple[Path, ...]) -> int:
+    """Say which MODELS still hold what would fold; runs nothing.
+
+    What the pre-commit hook runs. A normalization that would fold is a failure, and so is a MODEL.folded.onnx that is
+    not, weight for weight, the fold of the MODEL.onnx beside it. A model with its fold beside it need not be folded.
+    """
+    from .hook import run_hook
+
+    return run_hook(models)
+
+
+def _console(given: dict[str, Any], *, fail_on_unfolded: bool = False) -> Console:
+    form = chosen_form(click.get_current_context(), given["as_json"], given["form"])
+    return Console(given["quiet"], given.get("verbose", False), form, given["reports"], fail_on_unfolded)

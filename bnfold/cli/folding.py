@@ -48,6 +48,7 @@ class Checking:
     shapes: dict[str, tuple[int, ...]]
     seed: int
     samples: int | None
+    certificate_only: bool = False
 
     def arguments(self) -> dict[str, Any]:
         """As keyword arguments of `check`."""
@@ -84,11 +85,12 @@ def run(model: Path, selection: Selection, checking: Checking, writing: Writing,
     target = destination(model, writing.out, in_place=writing.in_place, dry_run=writing.dry_run, force=writing.force)
     if target is not None:
         files.format_of(target)  # an extension that cannot be written is refused before any work
+    console.clear_of(model, target, None if target is None else target.with_name(target.name + ".data"))
     arguments = checking.arguments()
     with console.progress(4) as step:
         step("folding")
         result = _fold(model, selection, {} if checking.wanted else None)
-        digest = result.source.sha256 if console.json else ""
+        digest = result.source.sha256 if console.documents else ""
         if target is not None:
             _stands_clear(target, result, writing)
         leave: dict[str, str] = {}
@@ -103,18 +105,6 @@ def run(model: Path, selection: Selection, checking: Checking, writing: Writing,
     code = check.exit_code if check is not None else 0
     if code == 0 and writing.fail_on_unfolded and left:
         code = 1
-    if console.json:
-        from ..report.json import document
-
-        console.document(
-            document(
-                source=source_dict(result.source, digest, result.report.opset, result.report.nodes_before),
-                result=_result_dict(written, result.report, identical=not result.changed),
-                **result.report.to_dict(),
-                check=None if check is None else check.to_dict(),
-            )
-        )
-        return code
     console.say(fold_table(result.report, verbose=console.verbose, width=width()))
     notes = _notes(result, written, writing)
     if notes:
@@ -123,32 +113,39 @@ def run(model: Path, selection: Selection, checking: Checking, writing: Writing,
         console.say("\n" + "\n".join(str(check).splitlines()[:-1]))
     console.say("")
     word, sentence = _verdict(result, check, written, accepted, writing)
-    console.verdict(word, sentence, good=code == 0)
-    return code
+    return console.finish(
+        "fold",
+        word,
+        sentence,
+        code,
+        lambda: {
+            "source": source_dict(result.source, digest, result.report.opset, result.report.nodes_before),
+            "result": _result_dict(written, result.report, identical=not result.changed),
+            **result.report.to_dict(),
+            "check": None if check is None else check.to_dict(),
+        },
+    )
 
 
 def run_explain(model: Path, selection: Selection, console: Console) -> int:
     """`bnfold explain`: returns the exit code."""
+    console.clear_of(model)
     with console.progress(1) as step:
         step("folding")
         result = _fold(model, selection, {})
     report = result.report
-    if console.json:
-        from ..report.json import document
-
-        source = source_dict(result.source, result.source.sha256, report.opset, report.nodes_before)
-        console.document(document(source=source, result=None, **report.to_dict(), check=None))
-        return 0
     console.say(explanation(report, width=width()))
     console.say("")
+    word, sentence = "EXPLAINED", f"{_of(len(report.folded), report.sources)} would fold; nothing was written."
     if not report.sources:
-        console.verdict(
-            "NOTHING TO FOLD", f"{model} holds no BatchNormalization and no constant arithmetic.", good=True
-        )
-    else:
-        sentence = f"{_of(len(report.folded), report.sources)} would fold; nothing was written."
-        console.verdict("EXPLAINED", sentence, good=True)
-    return 0
+        word = "NOTHING TO FOLD"
+        sentence = f"{model} holds no BatchNormalization and no constant arithmetic."
+
+    def parts() -> dict[str, Any]:
+        source = source_dict(result.source, result.source.sha256, report.opset, report.nodes_before)
+        return {"source": source, "result": None, **report.to_dict(), "check": None}
+
+    return console.finish("explain", word, sentence, 0, parts)
 
 
 def source_dict(source: ModelFile, digest: str, opset: int, nodes: int) -> dict[str, Any]:

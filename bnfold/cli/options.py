@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..errors import UnwritableOutput, UsageError
+from ..report.forms import FORMS
 
 if TYPE_CHECKING:
     from fractions import Fraction
@@ -38,6 +39,24 @@ class Growth:
     def of(self, size: int) -> int:
         """The bound in bytes for a model of `size` bytes."""
         return self.count if self.share is None else int(self.share * size)
+
+
+def form_of(arguments: Sequence[str]) -> str:
+    """The form of stdout that a command line asks for, be the rest of it as wrong as it likes."""
+    given = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
+    form = "json" if "--json" in given else "text"
+    for word, following in zip(given, [*given, ""][1:], strict=True):
+        value = following if word == "--format" else word.removeprefix("--format=")
+        if word.startswith("--format") and value in FORMS:
+            form = value
+    return form
+
+
+def chosen_form(ctx: click.Context, as_json: bool, form: str | None) -> str:
+    """One form out of --json and --format."""
+    if as_json and form not in (None, "json"):
+        raise click.UsageError(f"--json is --format json, and cannot be combined with --format {form}.", ctx)
+    return "json" if as_json else form or "text"
 
 
 def growth(ctx: click.Context, param: click.Parameter, value: str | None) -> Growth | None:

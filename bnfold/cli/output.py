@@ -1,16 +1,20 @@
-"""Where words go: results to stdout, the verdict last; progress and errors to stderr; with --json one document."""
+"""Where words go: results to stdout, the verdict last; progress and errors to stderr; --format json: one document."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import sys
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 import click
+
+from ..errors import BnfoldError
+from .reports import Report, stand_clear, store
 
 
 class Step(Protocol):
@@ -21,29 +25,69 @@ class Step(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Console:
-    """How much to say: `quiet` is the verdict alone, `json` the document alone."""
+    """What to say: `quiet` is the verdict alone; `form` that of stdout, text or a document; `reports` are more files.
+
+    `fail_on_unfolded`: a normalization that is left is an error in the documents, and no warning.
+    """
 
     quiet: bool = False
     verbose: bool = False
-    json: bool = False
+    form: str = "text"
+    reports: tuple[Report, ...] = ()
+    fail_on_unfolded: bool = False
+    _said: list[str] = field(default_factory=list[str])
+    _cleared: list[bool] = field(default_factory=list[bool])  # empty until it is known what a report may not overwrite
+
+    @property
+    def documents(self) -> bool:
+        """Whether anything but text is wanted."""
+        return any(form != "text" for form in (self.form, *(report.form for report in self.reports)))
 
     def say(self, text: str) -> None:
         """A part of the result, on stdout."""
-        if not self.quiet and not self.json:
+        self._said.append(text)
+        if not self.quiet and self.form == "text":
             click.echo(text, color=_coloured(sys.stdout))
 
-    def document(self, value: Mapping[str, Any]) -> None:
-        """The JSON document, if JSON is wanted."""
-        if self.json:
-            from ..report.json import dumps
+    def clear_of(self, *models: Path | None) -> None:
+        """Refuse reports that would overwrite a model, or could not be written. Until then none is written."""
+        stand_clear(self.reports, models)
+        self._cleared.append(True)
 
-            click.echo(dumps(value))
+    @contextmanager
+    def reporting(self) -> Generator[None]:
+        """When the work ends with an error, that is what the reports hold: no CI shows those of the last run."""
+        try:
+            yield
+        except BnfoldError as error:
+            from ..report.json import error_document
 
-    def verdict(self, word: str, sentence: str, *, good: bool) -> None:
-        """The last line: one word for scripts and colours, one sentence for people."""
-        if not self.json:
-            coloured = click.style(word, fg="green" if good else "red", bold=True)
-            click.echo(f"{coloured}: {' '.join(sentence.split())}", color=_coloured(sys.stdout))
+            with suppress(BnfoldError):  # the first error is the one to tell
+                if self._cleared:
+                    self._store(error_document(error.kind, str(error)), f"Error: {error}")
+            raise
+
+    def finish(self, command: str, word: str, sentence: str, code: int, parts: Callable[[], Mapping[str, Any]]) -> int:
+        """The end of a command: the document out of `parts`, the reports, the verdict's line. Returns `code`."""
+        from ..report.json import document
+
+        verdict = {"word": word, "sentence": " ".join(sentence.split()), "exit_code": code}
+        verdict |= {"fail_on_unfolded": self.fail_on_unfolded}
+        whole = document(**parts(), command=command, verdict=verdict) if self.documents else {}
+        line = f"{word}: {verdict['sentence']}"
+        self._store(whole, "\n".join([*self._said, line]))
+        if self.form != "text":
+            _emit(self.form, whole)
+        else:
+            coloured = click.style(word, fg="red" if code else "green", bold=True)
+            click.echo(f"{coloured}: {verdict['sentence']}", color=_coloured(sys.stdout))
+        return code
+
+    def _store(self, document: Mapping[str, Any], text: str) -> None:
+        from ..report.forms import render
+
+        for report in self.reports:
+            store(report, text if report.form == "text" else render(report.form, document))
 
     @contextmanager
     def progress(self, steps: int) -> Generator[Step]:
@@ -72,18 +116,29 @@ def width() -> int:
     return shutil.get_terminal_size((WIDTH, 24)).columns if sys.stdout.isatty() else WIDTH
 
 
-def emit_error(kind: str, message: str, code: int, *, as_json: bool, hint: str = "") -> int:
-    """Say what went wrong: a sentence on stderr and, with --json, the error document on stdout. Returns `code`."""
+def emit_error(kind: str, message: str, code: int, *, form: str, hint: str = "") -> int:
+    """Say what went wrong: a sentence on stderr and, unless `form` is text, a document on stdout. Returns `code`."""
     try:
-        if as_json:
-            from ..report.json import dumps, error_document
+        if form != "text":
+            from ..report.json import error_document
 
-            click.echo(dumps(error_document(kind, message)))
+            with suppress(BnfoldError):  # a step summary that cannot be written is not what went wrong
+                _emit(form, error_document(kind, message))
         word = click.style("Error", fg="red", bold=True)
         click.echo(f"{word}: {message}" + (f" {hint}" if hint else ""), err=True, color=_coloured(sys.stderr))
     except BrokenPipeError:
         silence()
     return code
+
+
+def _emit(form: str, document: Mapping[str, Any]) -> None:
+    from ..report.forms import render
+
+    click.echo(render(form, document))
+    if form == "github":
+        from ..report.github import summarize
+
+        summarize(document)
 
 
 def silence() -> None:

@@ -33,7 +33,8 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """A source that is gone: `direction` is "up", "down" or "both". `partial`: an Add stays in its place."""
+    """A source that is gone: `direction` is "up", "down" or "both". `partial`: an Add stays in its place.
+    `is_normalization`: as in `Kept`."""
 
     nodes: tuple[str, ...]
     op: str
@@ -41,6 +42,7 @@ class Folded:
     into: tuple[Target, ...]
     through: tuple[str, ...]
     partial: bool = False
+    is_normalization: bool = True
 
 
 @dataclass(frozen=True, slots=True)

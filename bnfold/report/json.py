@@ -1,7 +1,7 @@
 """The JSON that tools read, schema 1. Keys are only ever added; a changed meaning would be schema 2.
 
 {"schema": 1, "tool": {}, "source": {}, "result": {} | null, "counts": {}, "folded": [], "kept": [], "notes": [],
- "check": {} | null}            and on an error            {"schema": 1, "error": {"kind", "message"}}
+ "check": {} | null, "command", "verdict": {}}     and on an error     {"schema": 1, "error": {"kind", "message"}}
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def _folded(folded: Folded) -> dict[str, Any]:
         "into": [{"node": target.node, "op": target.op} for target in folded.into],
         "through": list(folded.through),
         **({"partial": True} if folded.partial else {}),
+        "normalization": folded.is_normalization,
     }
 
 
@@ -62,6 +63,7 @@ def _kept(kept: Kept) -> dict[str, Any]:
         "message": kept.message,
         "hint": kept.hint,
         "alternatives": [_alternative(each) for each in kept.alternatives],
+        "normalization": kept.is_normalization,
     }
 
 

@@ -42,6 +42,7 @@ def test_the_report_has_the_keys_of_the_schema():
                 "direction": "up",
                 "into": [{"node": "conv", "op": "Conv"}],
                 "through": ["relu"],
+                "normalization": True,
             }
         ],
         "kept": [
@@ -53,6 +54,7 @@ def test_the_report_has_the_keys_of_the_schema():
                 "message": "The border differs.",
                 "hint": "Pad with reflect.",
                 "alternatives": [{"direction": "down", "through": ["relu"], "reason": "PADDED", "at": "conv2"}],
+                "normalization": True,
             }
         ],
         "notes": ["A note."],
