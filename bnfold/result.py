@@ -99,6 +99,8 @@ class FoldResult:
         seed: int = 0,
         inputs: Sequence[str | os.PathLike[str]] | None = None,
         shapes: Mapping[str, Sequence[int]] | None = None,
+        ranges: Mapping[str, tuple[float, float]] | None = None,
+        calibrated: bool = False,
         threads: int | None = None,
         path: str | os.PathLike[str] | None = None,
     ) -> CheckResult:
@@ -114,6 +116,8 @@ class FoldResult:
             seed=seed,
             inputs=inputs,
             shapes=shapes,
+            ranges=ranges,
+            calibrated=calibrated,
             threads=threads,
             exact=self.exact,
             certificate=self.certificate(candidate),

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from .. import __version__
-from .options import chosen, growth, shapes
+from .options import chosen, growth, ranges, shapes
 from .output import Console
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -102,7 +102,7 @@ _how_to_check = _options(
         type=click.Path(readable=False, path_type=Path),
         multiple=True,
         metavar="FILE",
-        help="Check on this sample: an .npz, keys are input names; repeatable.",
+        help="Check on these samples: an .npz, keys are input names, one sample or many; repeatable.",
     ),
     click.option(
         "--shape",
@@ -111,6 +111,19 @@ _how_to_check = _options(
         multiple=True,
         metavar="NAME:SIZES",
         help="The shape of a dynamic input, as in input:1,3,224,224; repeatable.",
+    ),
+    click.option(
+        "--range",
+        "ranges",
+        callback=ranges,
+        multiple=True,
+        metavar="NAME:LO,HI",
+        help="Generated values of an input lie from LO to HI, both included, as in image:0,255; repeatable.",
+    ),
+    click.option(
+        "--calibrated",
+        is_flag=True,
+        help="Rescale the generated inputs until the first normalizations see their own statistics.",
     ),
     click.option(
         "--seed", type=click.IntRange(0), default=0, metavar="N", help="Seed of the check's inputs. Default: 0."

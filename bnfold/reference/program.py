@@ -4,7 +4,7 @@ A value is dropped after its last reader, and only the nodes that the wanted out
 the values around it; a function's body is compiled once for each call, with the call's attributes in place.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -114,16 +114,30 @@ class Program:
         self._plans[key] = steps
         return steps
 
-    def run(self, given: Values, wanted: Sequence[str] | None = None, outer: Values | None = None) -> list[Any]:
-        """The wanted values, by default the outputs, from the inputs by name and the values around a subgraph."""
+    def run(
+        self,
+        given: Values,
+        wanted: Sequence[str] | None = None,
+        outer: Values | None = None,
+        observe: Callable[[str, Any], None] | None = None,
+    ) -> list[Any]:
+        """The wanted values, by default the outputs, from the inputs by name and the values around a subgraph.
+
+        `observe` is shown every value by name: what is given, and what the nodes that are run compute.
+        """
         wanted = self.outputs if wanted is None else wanted
         values: Values = {**(outer or {}), **self.constants, **given}
+        if observe is not None:
+            for name, value in given.items():
+                observe(name, value)
         with np.errstate(all="ignore"):
             for step, dead in self.plan(wanted):
                 results = _execute(step, values)
                 for name, value in zip(step.node.outputs, results, strict=False):
                     if name:
                         values[name] = value
+                        if observe is not None:
+                            observe(name, value)
                 for name in dead:
                     values.pop(name, None)
         try:
