@@ -36,6 +36,8 @@ def check(
     seed: int = 0,
     inputs: Sequence[str | os.PathLike[str] | Mapping[str, npt.NDArray[Any]]] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+    calibrated: bool = False,
     threads: int | None = None,
     exact: Mapping[str, npt.NDArray[Any]] | None = None,
     certificate: Certificate | None = None,
@@ -48,8 +50,10 @@ def check(
     original, candidate: path or onnx.ModelProto; neither is modified. The original's BatchNormalizations must still be
         in it: it is run with graph optimisations disabled.
     samples: how many generated inputs; None lets the model's size decide (1 to 6). seed: of inputs and perturbations.
-    inputs: .npz files or mapping from input name to array, one sample each, instead of generated ones.
+    inputs: .npz files or mappings from input name to array, each one sample or many, instead of generated ones.
     shapes: sizes for inputs with free dimensions, {"x": (1, 3, 320, 320)}.
+    ranges: {"x": (0, 255)}: generated values of that input lie in [0, 255], both ends included.
+    calibrated: rescale the generated inputs so that the first BatchNormalizations see their own statistics.
     threads: of onnxruntime; None is its default. timeout: seconds for one run of a model.
     exact: the candidate's initializers in float64 before they were rounded, by name (FoldResult.exact): question (a)
         is then answered at float64's own accuracy.
@@ -66,6 +70,8 @@ def check(
         seed=seed,
         inputs=inputs,
         shapes=shapes,
+        ranges=ranges,
+        calibrated=calibrated,
         threads=threads,
         exact=exact,
         certificate=certificate,
@@ -128,6 +134,7 @@ class _Check:
         wanted = self._settings
         asked: dict[str, Any] = {
             "samples": wanted.samples, "seed": wanted.seed, "inputs": wanted.inputs, "shapes": wanted.shapes,
+            "ranges": wanted.ranges, "calibrated": wanted.calibrated,
         }  # fmt: skip
         limit = {} if wanted.timeout is None else {"timeout": wanted.timeout}
         try:
@@ -136,6 +143,7 @@ class _Check:
                 load_original(provider, original)
                 plan = samples_for(original, provider, **asked)
                 self._ran = plan.samples
+                self._warnings.extend(plan.notes)
                 provided = run_pair(provider, plan.samples, candidate)
             self._ran = provided.samples
             self._warnings.extend(provided.warnings)
@@ -147,6 +155,7 @@ class _Check:
             except UnsupportedOp as lacking:
                 raise Settled(Verdict.INCONCLUSIVE, f"no provider ran, and no judge could: {lacking}") from lacking
             self._ran = plan.samples
+            self._warnings.extend(plan.notes)
         try:
             return self._judged(original, candidate, plan.cost, provided)
         except _NoJudge as error:
@@ -162,6 +171,7 @@ class _Check:
         from .gate3 import judge_pair
         from .judge import Judge
         from .rounding import unit_roundoff
+        from .statistics import far_from
         from .steps import jumps_inside
 
         kept = 8 if provided is None else 8 * sum(value.size for value in provided.original[0].values())
@@ -169,8 +179,9 @@ class _Check:
         u = unit_roundoff(original.model)
         heavy = len(self._ran) == 1 and cost.seconds > 1
         try:
-            return judge_pair(
-                Judge(original, candidate, self._settings.exact, self._ran),
+            judge = Judge(original, candidate, self._settings.exact, self._ran)
+            judgement = judge_pair(
+                judge,
                 provided,
                 samples=len(self._ran),
                 draws=1 if heavy and self._settings.exact is not None else 3,
@@ -179,6 +190,8 @@ class _Check:
                 c=2.0 if u <= 2.0**-24 else 3.0,
                 jumps=jumps_inside(original.model.graph),
             )
+            self._warnings.extend(far_from(judge.moments, self._settings))
+            return judgement
         except (UnsupportedOp, EvaluationError) as error:
             raise _NoJudge(str(error)) from error
 

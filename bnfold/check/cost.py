@@ -14,7 +14,7 @@ import onnx
 
 from .verdict import Settled, Verdict
 
-__all__ = ["Cost", "available_memory", "estimate", "require_memory"]
+__all__ = ["Cost", "available_memory", "estimate", "inferred_shapes", "require_memory"]
 
 _BULK = 1024  # elements: larger initializers are weights, whose values no shape depends on
 
@@ -41,7 +41,7 @@ class Cost:
 def estimate(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> Cost:
     """The cost of one run with inputs of `shapes`; a value whose shape stays unknown counts as the others' mean."""
     weights = {proto.name: tuple(proto.dims) for proto in model.graph.initializer}
-    known = {**_inferred(model, shapes), **weights}
+    known = {**inferred_shapes(model, shapes), **weights}
     sizes: list[int] = []
     unknown, multiply_adds, temporary = 0, 0, 0
     for node in model.graph.node:
@@ -73,7 +73,7 @@ def _work(node: onnx.NodeProto, known: Mapping[str, Sequence[int]]) -> tuple[int
     return 0, 0
 
 
-def _inferred(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+def inferred_shapes(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
     """Shapes of the main graph's values, by onnx's inference on a copy without bulk weights; what it says, it says."""
     light = onnx.ModelProto()
     light.ir_version = max(model.ir_version, 4)

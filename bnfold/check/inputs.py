@@ -1,14 +1,12 @@
-"""The inputs of a check: seeded samples made from the graph, or the caller's own.
+"""Samples made from the graph, seeded: the same seed gives the same numbers on every machine.
 
 A sample's kind says what it may show: noise (normal, uniform), borders and single positions (impulse), sign errors
 (signs), saturation and overflow (large), the shift alone (zeros). Integers that index a table stay inside it.
 """
 
-import os
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,18 +15,17 @@ import onnx
 
 from bnfold.errors import UsageError
 
+from .bounds import FLAGS, Interval, bounds
 from .sizes import GraphInput
+from .states import state_inputs
 from .verdict import Settled, Verdict
 
-__all__ = ["KINDS", "Sample", "generate", "integer_ranges", "read_samples"]
+__all__ = ["KINDS", "Recipe", "Sample", "generate", "recipe"]
 
 Array = npt.NDArray[Any]
 KINDS = ("normal", "zeros", "large", "uniform", "impulse", "signs")
 _LARGE = 100.0  # standard deviations; half floats overflow early and get a tenth of it
-_TO_INDICES = frozenset(
-    ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Clip", "Slice", "Split", "Expand")
-)
-_SAFE = (0, 2)  # for integers of unknown meaning: masks, flags and token types are 0 or 1
+_STATE = 0.1  # standard deviations: gates at work, none of them saturated
 
 
 @dataclass(frozen=True)
@@ -41,44 +38,119 @@ class Sample:
         return {name: value.shape for name, value in self.feeds.items()}
 
 
-def generate(
+@dataclass(frozen=True)
+class Recipe:
+    """What is known of the inputs, by name, all of it optional.
+
+    intervals: closed, for integers and for floats. states: what begins at zero. affine: scale and offset, numbers or
+    one for each channel (axis 1), that a floating input gets at the end.
+    """
+
+    intervals: Mapping[str, Interval] = field(default_factory=dict[str, Interval])
+    states: frozenset[str] = frozenset()
+    affine: Mapping[str, tuple[Array, Array]] = field(default_factory=dict[str, tuple[Array, Array]])
+
+
+def recipe(
+    model: onnx.ModelProto,
     inputs: Sequence[GraphInput],
     shapes: Mapping[str, tuple[int, ...]],
-    ranges: Mapping[str, tuple[int, int]],
-    *,
-    index: int,
-    seed: int,
-) -> Sample:
-    """Sample number `index`: the kinds in turn, each input with its own stream of random numbers.
+    ranges: Mapping[str, Interval] | None = None,
+) -> Recipe:
+    """What the graph says of its inputs, and `ranges`, the caller's, which count more. Raises UsageError."""
+    given = {name: _range(name, limits, inputs) for name, limits in (ranges or {}).items()}
+    return Recipe({**bounds(model, inputs, shapes), **given}, state_inputs(model, inputs) - given.keys())
 
-    `ranges`: for integer inputs the half-open range of values. The same seed gives the same sample on every machine.
-    """
+
+def _range(name: str, limits: Sequence[float], inputs: Sequence[GraphInput]) -> Interval:
+    known = {value.name: value for value in inputs}
+    if name not in known:
+        raise UsageError(
+            f"The model has no input {name!r} to give a range; its inputs are {', '.join(known) or 'none'}."
+        )
+    if len(limits) != 2 or not all(np.isfinite(limits)):
+        raise UsageError(f"The range of input {name!r} must be two finite numbers, the lowest and the highest.")
+    low, high = float(limits[0]), float(limits[1])
+    if low > high:
+        raise UsageError(f"The range of input {name!r} begins at {low:g} and ends at {high:g}; the lower comes first.")
+    dtype = _dtype(known[name])
+    if dtype.kind in "iub":
+        least, most = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        if low != int(low) or high != int(high) or limits[0] < least or limits[1] > most:
+            raise UsageError(f"Input {name!r} is {dtype}; its range must be of integers from {least} to {most}.")
+        return int(limits[0]), int(limits[1])
+    with np.errstate(over="ignore"):
+        held = np.array([low, high]).astype(dtype)
+    if not np.isfinite(held).all():
+        raise UsageError(f"Input {name!r} is {dtype}, which cannot hold its range from {low:g} to {high:g}.")
+    return low, high
+
+
+def generate(
+    inputs: Sequence[GraphInput], shapes: Mapping[str, tuple[int, ...]], made: Recipe, *, index: int, seed: int
+) -> Sample:
+    """Sample number `index`: the kinds in turn, each input with its own stream of random numbers."""
     kind = KINDS[index % len(KINDS)]
     feeds: dict[str, Array] = {}
     for value in inputs:
-        rng = np.random.default_rng([seed, index, zlib.crc32(value.name.encode())])
-        feeds[value.name] = _array(kind, value, shapes[value.name], ranges.get(value.name, _SAFE), rng)
+        name, shape = value.name, shapes[value.name]
+        rng = np.random.default_rng([seed, index, zlib.crc32(name.encode())])
+        dtype = _dtype(value)
+        if dtype.kind in "iub":
+            limits = made.intervals.get(name, FLAGS)
+            feeds[name] = _integers(kind, shape, int(limits[0]), int(limits[1]), rng).astype(dtype)
+            continue
+        if name in made.states:
+            x = _STATE * rng.standard_normal(shape) if index else np.zeros(shape)
+        elif name in made.intervals:
+            x = _between(kind, shape, *made.intervals[name], rng)
+        else:
+            x = _floats(kind, shape, _LARGE / 10 if dtype.itemsize == 2 else _LARGE, rng)
+        if name in made.affine:
+            scale, offset = made.affine[name]
+            x = x * _along(scale, x.ndim) + _along(offset, x.ndim)
+        with np.errstate(over="ignore"):
+            feeds[name] = np.asarray(x).astype(dtype)
     return Sample(kind, feeds)
 
 
-def _array(
-    kind: str, value: GraphInput, shape: tuple[int, ...], limits: tuple[int, int], rng: np.random.Generator
-) -> Array:
+def _dtype(value: GraphInput) -> "np.dtype[Any]":
     try:
         dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(value.elem_type))
     except KeyError:
         raise Settled(Verdict.INCONCLUSIVE, f"input {value.name!r} does not declare its element type") from None
-    if dtype == np.bool_:
-        return np.zeros(shape, dtype) if kind == "zeros" else rng.integers(0, 2, shape).astype(dtype)
-    if dtype.kind in "iu":
-        low, high = limits
-        if kind == "zeros":
-            return np.full(shape, min(max(low, 0), high - 1), dtype)
-        return np.full(shape, high - 1, dtype) if kind == "large" else rng.integers(low, high, shape).astype(dtype)
-    if dtype.kind not in "fV" or dtype.itemsize < 2:
-        raise Settled(Verdict.INCONCLUSIVE, f"input {value.name!r} is of type {dtype}, for which no data is made here")
-    with np.errstate(over="ignore"):
-        return _floats(kind, shape, _LARGE / 10 if dtype.itemsize == 2 else _LARGE, rng).astype(dtype)
+    if dtype.kind in "iub" or (dtype.kind in "fV" and dtype.itemsize >= 2):
+        return dtype
+    raise Settled(Verdict.INCONCLUSIVE, f"input {value.name!r} is of type {dtype}, for which no data is made here")
+
+
+def _along(parameter: Array, rank: int) -> Array:
+    """A number, or a vector that belongs to axis 1."""
+    return parameter.reshape(-1, *[1] * (rank - 2)) if parameter.ndim == 1 else parameter
+
+
+def _integers(kind: str, shape: tuple[int, ...], low: int, high: int, rng: np.random.Generator) -> Array:
+    if kind == "zeros":
+        return np.full(shape, min(max(low, 0), high), object if high > 2**63 - 1 else np.int64)
+    if kind == "large":
+        return np.full(shape, high, object if high > 2**63 - 1 else np.int64)
+    return rng.integers(low, high, shape, np.uint64 if high > 2**63 - 1 else np.int64, endpoint=True)
+
+
+def _between(kind: str, shape: tuple[int, ...], low: float, high: float, rng: np.random.Generator) -> Array:
+    """The kinds inside [low, high]: around its middle, its value nearest to zero, its ends ..."""
+    rest = min(max(low, 0.0), high)
+    match kind:
+        case "zeros":
+            return np.full(shape, rest)
+        case "signs":
+            return np.where(rng.random(shape) < 0.5, low, high)
+        case "impulse":
+            return np.where(_impulses(shape, rng) > 0, high if high != rest else low, rest)
+        case "normal":
+            return np.clip((low + high) / 2 + (high - low) / 4 * rng.standard_normal(shape), low, high)
+        case _:
+            return low + (high - low) * rng.random(shape)
 
 
 def _floats(kind: str, shape: tuple[int, ...], large: float, rng: np.random.Generator) -> Array:
@@ -105,110 +177,3 @@ def _impulses(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     rows = x.reshape(shape[0] * shape[1], -1) if len(shape) > 2 else x.reshape(shape[0] if len(shape) > 1 else 1, -1)
     rows[np.arange(len(rows)), rng.integers(0, rows.shape[1], len(rows))] = 1.0
     return x
-
-
-def integer_ranges(model: onnx.ModelProto, inputs: Sequence[GraphInput]) -> dict[str, tuple[int, int]]:
-    """For every integer input the half-open range of values that is safe to feed."""
-    weights = {proto.name: tuple(proto.dims) for proto in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "Constant" and node.output:
-            weights.update((node.output[0], tuple(a.t.dims)) for a in node.attribute if a.name == "value")
-    shapes = {
-        value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
-        for value in (*model.graph.input, *model.graph.value_info)
-        if value.type.tensor_type.HasField("shape")
-    }
-    shapes.update(weights)
-    return {i.name: _range(model.graph, i, shapes) for i in inputs if _is_integer(i.elem_type)}
-
-
-def _is_integer(elem_type: int) -> bool:
-    try:
-        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(elem_type)).kind in "iu"
-    except KeyError:
-        return False
-
-
-def _range(graph: onnx.GraphProto, value: GraphInput, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
-    bounds: list[int] = []
-    low = 0
-    reached = {value.name}
-    for node in graph.node:
-        hit = [slot for slot, name in enumerate(node.input) if name in reached]
-        if not hit:
-            continue
-        if node.op_type in _TO_INDICES and 0 in hit:
-            reached.update(name for name in node.output if name)
-        elif node.op_type in ("Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND") and 1 in hit:
-            table = shapes.get(node.input[0], ())
-            axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
-            if node.op_type.endswith("ND"):
-                bounds.append(min(table, default=1))
-            else:
-                bounds.append(table[axis] if -len(table) <= axis < len(table) else 1)
-        elif node.op_type in ("LSTM", "GRU", "RNN") and 4 in hit:
-            low = 1  # a sequence has at least one step, and no fewer steps are known to exist
-    if bounds:
-        return 0, max(min(bounds), 1)
-    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(value.elem_type))
-    if dtype.itemsize == 1:
-        return int(np.iinfo(dtype).min), int(np.iinfo(dtype).max) + 1  # bytes are data: pixels, quantised values
-    return low, _SAFE[1]
-
-
-def read_samples(
-    sources: Sequence[str | os.PathLike[str] | Mapping[str, Array]], inputs: Sequence[GraphInput]
-) -> list[Sample]:
-    """The caller's samples, each an .npz file or a mapping from input name to array; raises UsageError."""
-    return [_read(source, inputs) for source in sources]
-
-
-def _read(source: str | os.PathLike[str] | Mapping[str, Array], inputs: Sequence[GraphInput]) -> Sample:
-    if isinstance(source, Mapping):
-        title, arrays = "The inputs given", {name: np.asarray(value) for name, value in source.items()}
-    else:
-        title, arrays = str(source), _load(Path(source))
-    wanted = {value.name: value for value in inputs}
-    missing = [name for name in wanted if name not in arrays]
-    unknown = [name for name in arrays if name not in wanted]
-    if missing or unknown:
-        lack = f"lacks the input {missing[0]!r}" if missing else f"holds {unknown[0]!r}, which is no input"
-        raise UsageError(f"{title} {lack}; the model's inputs are {', '.join(wanted) or 'none'}.")
-    sizes: dict[str, int] = {}
-    feeds = {name: _fitted(title, arrays[name], value, sizes) for name, value in wanted.items()}
-    return Sample("given", feeds)
-
-
-def _load(path: Path) -> dict[str, Array]:
-    try:
-        with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise UsageError(f"{path} holds a single array; give an .npz file whose keys are the input names.")
-            with archive:
-                return {name: archive[name] for name in archive.files}
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, EOFError, KeyError) as error:
-        raise UsageError(f"{path} is not an .npz file of plain arrays; make one with numpy.savez.") from error
-    except Exception as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(f"{path} is not an .npz file, or a damaged one: {error}.") from error
-
-
-def _fitted(title: str, array: Array, value: GraphInput, sizes: dict[str, int]) -> Array:
-    if array.ndim != len(value.dims):
-        raise UsageError(
-            f"{title}: input {value.name!r} has {array.ndim} dimensions; the model wants {len(value.dims)}."
-        )
-    for axis, (dim, size) in enumerate(zip(value.dims, array.shape, strict=True)):
-        wanted = dim if isinstance(dim, int) else sizes.setdefault(dim, size)
-        if wanted != size:
-            raise UsageError(f"{title}: input {value.name!r} has {size} on axis {axis}; it must be {wanted}.")
-    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(value.elem_type))
-    if array.dtype == dtype:
-        return array
-    if not np.can_cast(array.dtype, dtype, "same_kind") and not (array.dtype.kind in "iu" and dtype.kind == "f"):
-        raise UsageError(f"{title}: input {value.name!r} is of type {array.dtype}; the model wants {dtype}.")
-    return array.astype(dtype)

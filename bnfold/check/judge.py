@@ -16,6 +16,7 @@ from bnfold.reference import Evaluator, evaluate_node
 
 from .inputs import Sample
 from .rounding import Weights, bodies, lifted
+from .statistics import Moments, stored_statistics
 from .steps import Decider, decider
 
 __all__ = ["Judge"]
@@ -44,10 +45,11 @@ class Judge:
         self._deciders: dict[str, Decider] = {}
         self._extra: tuple[str, ...] = ()
         self._own: Evaluator | None = None
+        self.moments = Moments(stored_statistics(self._original, original.directory))
 
     def original(self) -> list[dict[str, Array]]:
-        """y64 of every sample."""
-        y = self._run(self._original, 0)
+        """y64 of every sample; `moments` are then what the BatchNormalizations saw."""
+        y = self._run(self._original, 0, moments=self.moments)
         integers = [name for name in self.outputs if y and y[0][name].dtype.kind in "iub"]
         for name in integers:
             found = decider(self._original.graph, name)
@@ -92,12 +94,22 @@ class Judge:
         return () if found is None else found.operands
 
     def _run(
-        self, model: onnx.ModelProto, which: int, exact: Mapping[str, Array] | None = None
+        self,
+        model: onnx.ModelProto,
+        which: int,
+        exact: Mapping[str, Array] | None = None,
+        moments: Moments | None = None,
     ) -> list[dict[str, Array]]:
         evaluator = Evaluator(model, directory=self._files[which].directory, exact=exact)
         names = (*self.outputs, *(self._extra if which == 0 else ()))
         with np.errstate(all="ignore"):
-            return [evaluator.run(sample.feeds, names) for sample in self._samples]
+            if moments is None:
+                return [evaluator.run(sample.feeds, names) for sample in self._samples]
+            found: list[dict[str, Array]] = []
+            for sample in self._samples:
+                found.append(evaluator.run(sample.feeds, names, observe=moments.observe))
+                moments.close()
+            return found
 
     def _move(self, node: onnx.NodeProto, x: Array) -> Array:
         """One layout node applied to `x`; its constant operands are initializers of the lifted model."""

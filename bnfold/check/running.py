@@ -4,6 +4,7 @@ Sizes are tried until the original runs; how many samples there are follows from
 model is checked with the same samples on every machine.
 """
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,8 +21,10 @@ from bnfold.files.external import tensors
 from bnfold.files.formats import BINARY
 from bnfold.reference import EvaluationError, Evaluator
 
+from .calibration import calibrated as calibrate
 from .cost import Cost, estimate
-from .inputs import KINDS, Sample, generate, integer_ranges, read_samples
+from .given import read_samples
+from .inputs import KINDS, Recipe, Sample, generate, recipe
 from .providers import Provider, ProviderDied, ProviderError
 from .sizes import GraphInput, attempts, graph_inputs, shapes_for
 from .verdict import Settled, Verdict
@@ -43,14 +46,16 @@ BUDGET = 8.0  # estimated seconds for all float64 evaluations together
 EVALUATIONS = 6  # of each sample: the original, the candidate once or twice, three draws
 _FEW = 3  # samples wanted while the estimate stays below _PATIENCE: noise, zeros and large values
 _PATIENCE = 20.0
+_ROWS, _CALIBRATED_ON = 32, 1 << 15  # samples whose statistics say something, where the batch is free and inputs small
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The samples, and what one evaluation of the dearest costs."""
+    """The samples, what one evaluation of the dearest costs, and what there is to say about them."""
 
     samples: tuple[Sample, ...]
     cost: Cost
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -125,28 +130,40 @@ def samples_for(
     seed: int,
     inputs: Sequence[str | os.PathLike[str] | Mapping[str, Array]] | None,
     shapes: Mapping[str, Sequence[int]] | None,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+    calibrated: bool = False,
 ) -> Plan:
     """The samples to compare on: the caller's, or generated ones with sizes on which the original runs.
 
-    `provider` has the original loaded; without one the float64 judge says which sizes work.
+    `provider` has the original loaded; without one the float64 judge says which sizes work. `samples` bounds how many
+    of the caller's are taken. Raises UsageError.
     """
     if samples is not None and samples < 1:
         raise UsageError(f"The number of samples must be at least 1; it is {samples}.")
     wanted = graph_inputs(model.model)
     if inputs:
-        given = tuple(read_samples(inputs, wanted))
+        if ranges or calibrated:
+            raise UsageError("Ranges and calibration are for generated inputs; the inputs given are taken as they are.")
+        given = tuple(read_samples(inputs, wanted))[:samples]
         return Plan(given, max((estimate(model.model, s.shapes) for s in given), key=lambda cost: cost.memory))
-    ranges = integer_ranges(model.model, wanted)
-    sizes, batch = _working_sizes(model, wanted, ranges, provider, seed, shapes)
+    sizes, batch, made = _working_sizes(model, wanted, provider, seed, shapes, ranges)
     cost = estimate(model.model, shapes_for(wanted, sizes))
+    notes: tuple[str, ...] = ()
+    if calibrated:
+        many = {**sizes, batch: max(_ROWS, sizes[batch])} if batch else sizes
+        settled = shapes_for(wanted, many)
+        if max(map(math.prod, settled.values()), default=0) > _CALIBRATED_ON:
+            settled = shapes_for(wanted, sizes)
+        made, note = calibrate(model.model, model.directory, wanted, settled, made, seed=seed, seconds=cost.seconds)
+        notes = (note,)
     count = samples or _count(cost, model.model)
     rows = sizes[batch] if batch else 1
-    made: list[Sample] = []
+    found: list[Sample] = []
     for index in range(count):
         if batch:  # two batch sizes in turn; a lone sample is kept cheap
             sizes = {**sizes, batch: 1 if index % 2 or count == 1 else rows}
-        made.append(generate(wanted, shapes_for(wanted, sizes), ranges, index=index, seed=seed))
-    return Plan(tuple(made), cost)
+        found.append(generate(wanted, shapes_for(wanted, sizes), made, index=index, seed=seed))
+    return Plan(tuple(found), cost, notes)
 
 
 def _count(cost: Cost, model: onnx.ModelProto) -> int:
@@ -168,15 +185,17 @@ def _is_one_number(value: onnx.ValueInfoProto) -> bool:
 def _working_sizes(
     model: ModelFile,
     wanted: Sequence[GraphInput],
-    ranges: Mapping[str, tuple[int, int]],
     provider: Provider | None,
     seed: int,
     shapes: Mapping[str, Sequence[int]] | None,
-) -> tuple[dict[str, int], str | None]:
+    ranges: Mapping[str, tuple[float, float]] | None,
+) -> tuple[dict[str, int], str | None, Recipe]:
     refusal = ""
     judge = None if provider else Evaluator(model.model, directory=model.directory)
     for sizes, batch in attempts(model.model, wanted, shapes):
-        sample = generate(wanted, shapes_for(wanted, sizes), ranges, index=0, seed=seed)
+        settled = shapes_for(wanted, sizes)
+        made = recipe(model.model, wanted, settled, ranges)
+        sample = generate(wanted, settled, made, index=0, seed=seed)
         try:
             if provider is not None:
                 provider.run(sample.feeds)
@@ -190,7 +209,7 @@ def _working_sizes(
         except (ProviderError, EvaluationError) as error:
             refusal = refusal or str(error)
             continue
-        return sizes, batch
+        return sizes, batch, made
     what = "onnxruntime does not run the original" if provider else "the original cannot be evaluated"
     raise Settled(Verdict.INCONCLUSIVE, f"{what}: {refusal.rstrip('.')}")
 

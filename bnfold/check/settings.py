@@ -18,6 +18,8 @@ class Settings:
     seed: int = 0
     inputs: Sequence[str | os.PathLike[str] | Mapping[str, npt.NDArray[Any]]] | None = None
     shapes: Mapping[str, Sequence[int]] | None = None
+    ranges: Mapping[str, tuple[float, float]] | None = None
+    calibrated: bool = False
     threads: int | None = None
     exact: Mapping[str, npt.NDArray[Any]] | None = None
     certificate: Certificate | None = None

@@ -98,8 +98,16 @@ def attempts(
 
 
 def shapes_for(inputs: Sequence[GraphInput], sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-    """Every input's shape when the free dimensions have `sizes`."""
-    return {i.name: tuple(d if isinstance(d, int) else sizes[d] for d in i.dims) for i in inputs}
+    """Every input's shape when the free dimensions have `sizes`; one that is called a sum, "past + 1", is that sum."""
+    return {i.name: tuple(d if isinstance(d, int) else _sum(d, sizes) or sizes[d] for d in i.dims) for i in inputs}
+
+
+def _sum(dim: str, sizes: Mapping[str, int]) -> int | None:
+    """What a name such as "past_length + 1" says, when all its terms are numbers or free sizes themselves."""
+    terms = [term.strip() for term in dim.split("+")]
+    if len(terms) < 2 or not all(term.isdecimal() or term in sizes for term in terms):
+        return None
+    return sum(int(term) if term.isdecimal() else sizes[term] for term in terms)
 
 
 def _assigned(

@@ -13,7 +13,7 @@ import click
 
 from .. import __version__
 from ..report.forms import FORMS
-from .options import chosen, chosen_form, growth, shapes
+from .options import chosen, chosen_form, growth, ranges, shapes
 from .output import Console
 from .reports import reports
 
@@ -120,7 +120,7 @@ _how_to_check = _options(
         type=click.Path(readable=False, path_type=Path),
         multiple=True,
         metavar="FILE",
-        help="Check on this sample: an .npz, keys are input names; repeatable.",
+        help="Check on these samples: an .npz, keys are input names, one sample or many; repeatable.",
     ),
     click.option(
         "--shape",
@@ -129,6 +129,19 @@ _how_to_check = _options(
         multiple=True,
         metavar="NAME:SIZES",
         help="The shape of a dynamic input, as in input:1,3,224,224; repeatable.",
+    ),
+    click.option(
+        "--range",
+        "ranges",
+        callback=ranges,
+        multiple=True,
+        metavar="NAME:LO,HI",
+        help="Generated values of an input lie from LO to HI, both included, as in image:0,255; repeatable.",
+    ),
+    click.option(
+        "--calibrated",
+        is_flag=True,
+        help="Rescale the generated inputs until the first normalizations see their own statistics.",
     ),
     click.option(
         "--seed", type=click.IntRange(0), default=0, metavar="N", help="Seed of the check's inputs. Default: 0."

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,8 @@ class Checking:
     seed: int
     samples: int | None
     certificate_only: bool = False
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict[str, "tuple[float, float]"])
+    calibrated: bool = False
 
     def arguments(self) -> dict[str, Any]:
         """As keyword arguments of `check`."""

@@ -88,6 +88,30 @@ def shapes(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     return found
 
 
+def ranges(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, tuple[float, float]]:
+    """`NAME:lo,hi` each, as a click callback; the name may hold colons. Whole numbers stay integers."""
+    found: dict[str, tuple[float, float]] = {}
+    for text in value:
+        name, _, ends = text.rpartition(":")
+        parts = [_number(part) for part in ends.split(",")]
+        if not name or len(parts) != 2 or parts[0] is None or parts[1] is None:
+            what = f"'{text}' is no range; write the input's name, its lowest and its highest value, as in input:0,255."
+            raise click.BadParameter(what, ctx, param)
+        if name in found:
+            raise click.BadParameter(f"the input '{name}' is given twice.", ctx, param)
+        found[name] = parts[0], parts[1]
+    return found
+
+
+def _number(text: str) -> float | None:
+    text = text.strip()
+    if re.fullmatch(r"[+-]?\d{1,20}", text, re.ASCII):
+        return int(text)
+    if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", text, re.ASCII):
+        return float(text)
+    return None
+
+
 def destination(model: Path, out: Path | None, *, in_place: bool, dry_run: bool, force: bool) -> Path | None:
     """Where the result goes; None for a dry run. Raises UsageError or UnwritableOutput before any work is done."""
     if out is not None and (in_place or dry_run):

@@ -3,7 +3,7 @@
 Float64 rounding is 2⁻²⁹ of float32's, so what it computes is the truth that a float32 run is measured against.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,17 @@ class Evaluator:
     def outputs(self) -> tuple[str, ...]:
         return self._program.outputs
 
-    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    def run(
+        self,
+        feeds: Mapping[str, np.ndarray],
+        outputs: Sequence[str] | None = None,
+        *,
+        observe: Callable[[str, Any], None] | None = None,
+    ) -> dict[str, np.ndarray]:
         """The outputs, or the values named, whichever node computes them, from the inputs by name.
+
+        `observe(name, value)` is called with every input and every value that a node of the main graph computes, as
+        soon as it is there; values are dropped after their last reader, so what it does not reduce, it keeps.
 
         Raises EvaluationError when an input is missing or a node's operands do not fit it.
         """
@@ -73,7 +82,7 @@ class Evaluator:
             raise EvaluationError(f"The model {what}; its inputs are {', '.join(self._required) or 'none'}.")
         wanted = self._program.outputs if outputs is None else tuple(outputs)
         given = {name: self._fed(value) for name, value in feeds.items()}
-        return dict(zip(wanted, self._program.run(given, wanted), strict=True))
+        return dict(zip(wanted, self._program.run(given, wanted, observe=observe), strict=True))
 
     def _fed(self, value: Any) -> Any:
         if isinstance(value, list):  # a sequence of tensors

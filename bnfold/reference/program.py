@@ -4,17 +4,18 @@ A value is dropped after its last reader, and only the nodes that the wanted out
 the values around it; a function's body is compiled once for each call, with the call's attributes in place.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto
+from onnx.helper import make_attribute
 
 from bnfold.errors import BnfoldError, MalformedModel, UnsupportedOp
-from bnfold.reference.kernels import CONTROL, KERNELS, REFUSALS, TYPED
-from bnfold.reference.node import Array, Kernel, Node, describe, schema
+from bnfold.reference.kernels import ATTRIBUTES, CONTROL, KERNELS, REFUSALS, TYPED
+from bnfold.reference.node import Array, Kernel, Node, Schema, describe, schema
 from bnfold.reference.stock import stock_kernel
 from bnfold.reference.tensors import HALF, promoted_dtype, sparse_tensor, tensor
 
@@ -114,16 +115,30 @@ class Program:
         self._plans[key] = steps
         return steps
 
-    def run(self, given: Values, wanted: Sequence[str] | None = None, outer: Values | None = None) -> list[Any]:
-        """The wanted values, by default the outputs, from the inputs by name and the values around a subgraph."""
+    def run(
+        self,
+        given: Values,
+        wanted: Sequence[str] | None = None,
+        outer: Values | None = None,
+        observe: Callable[[str, Any], None] | None = None,
+    ) -> list[Any]:
+        """The wanted values, by default the outputs, from the inputs by name and the values around a subgraph.
+
+        `observe` is shown every value by name: what is given, and what the nodes that are run compute.
+        """
         wanted = self.outputs if wanted is None else wanted
         values: Values = {**(outer or {}), **self.constants, **given}
+        if observe is not None:
+            for name, value in given.items():
+                observe(name, value)
         with np.errstate(all="ignore"):
             for step, dead in self.plan(wanted):
                 results = _execute(step, values)
                 for name, value in zip(step.node.outputs, results, strict=False):
                     if name:
                         values[name] = value
+                        if observe is not None:
+                            observe(name, value)
                 for name in dead:
                     values.pop(name, None)
         try:
@@ -188,7 +203,7 @@ def _step(proto: NodeProto, scope: Scope) -> Step:
     if domain not in scope.opsets:
         raise UnsupportedOp(f"{title} belongs to the domain {domain!r}, which the model does not import.")
     opset = scope.opsets[domain]
-    known = schema(op_type, opset, domain)
+    known = schema(op_type, opset, domain) or _fused_schema(domain, op_type)
     if known is None:
         raise UnsupportedOp(f"{title}: the float64 reference does not know this operator (opset {opset}).")
     unknown = sorted(set(given) - known.attributes)
@@ -210,6 +225,15 @@ def _step(proto: NodeProto, scope: Scope) -> Step:
     if not scope.promote and (domain, op_type) in KERNELS and op_type not in TYPED:
         kernel = _widened(kernel)
     return Step(node, tuple(proto.input), captured, kernel, (domain, op_type) in CONTROL)
+
+
+def _fused_schema(domain: str, op_type: str) -> Schema | None:
+    """Of an op that onnx has no schema of, but ONNX Runtime has."""
+    attributes = ATTRIBUTES.get((domain, op_type))
+    if attributes is None:
+        return None
+    defaults = {name: make_attribute(name, value) for name, value in attributes.items() if value is not None}
+    return Schema(1, frozenset(attributes), defaults, None)
 
 
 def _call(proto: NodeProto, body: Program, scope: Scope) -> Step:

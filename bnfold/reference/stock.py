@@ -12,9 +12,26 @@ from bnfold.reference.node import Kernel, Node
 
 _TAKEN = frozenset(
     {
-        *("BitShift", "Compress", "ConcatFromSequence", "CumProd", "Det", "GatherElements", "GatherND"),
+        *(
+            "BitShift",
+            "CenterCropPad",
+            "Compress",
+            "ConcatFromSequence",
+            "CumProd",
+            "Det",
+            "GatherElements",
+            "GatherND",
+        ),
         *("NonMaxSuppression", "NonZero", "Optional", "OptionalGetElement", "OptionalHasElement"),
-        *("ReverseSequence", "ScatterElements", "ScatterND", "SequenceAt", "SequenceConstruct", "SequenceEmpty"),
+        *(
+            "ReverseSequence",
+            "Scatter",
+            "ScatterElements",
+            "ScatterND",
+            "SequenceAt",
+            "SequenceConstruct",
+            "SequenceEmpty",
+        ),
         *("SequenceErase", "SequenceInsert", "SequenceLength", "SplitToSequence", "TopK", "Trilu", "Unique"),
     }
 )

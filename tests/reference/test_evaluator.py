@@ -206,7 +206,7 @@ def test_a_function_that_calls_itself_is_refused():
 @pytest.mark.parametrize(
     ("body", "name"),
     [
-        ("y = com.microsoft.FusedConv (x, x)", "FusedConv"),
+        ("y = com.microsoft.NhwcFusedConv (x, x)", "NhwcFusedConv"),
         ("y = unknown.Op (x)", "Op"),
         ("y = RandomNormalLike (x)", "RandomNormalLike"),
         ("y = NoSuchOp (x)", "NoSuchOp"),

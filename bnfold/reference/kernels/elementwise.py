@@ -19,7 +19,7 @@ def sigmoid(x: Array) -> Array:
     return np.where(x >= 0, 1, e) / (1 + e)
 
 
-def _erf(x: Array) -> Array:
+def erf(x: Array) -> Array:
     """math.erf, the C library's, is correct to an ulp; numpy has none."""
     return np.fromiter(map(math.erf, x.ravel().tolist()), dtype=x.dtype, count=x.size).reshape(x.shape)
 
@@ -143,7 +143,7 @@ def _shrink(node: Node, x: Array) -> tuple[Array]:
 def _gelu(node: Node, x: Array) -> tuple[Array]:
     if node.get("approximate") == "tanh":
         return (0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),)
-    return (0.5 * x * (1 + _erf(x / math.sqrt(2))),)
+    return (0.5 * x * (1 + erf(x / math.sqrt(2))),)
 
 
 def _swish(node: Node, x: Array) -> tuple[Array]:
@@ -170,7 +170,7 @@ def refuse_training(node: Node) -> str | None:
 
 _UNARY: dict[str, Callable[[Array], Any]] = {
     "Abs": np.abs, "Neg": np.negative, "Sign": np.sign, "Reciprocal": lambda x: 1 / x,
-    "Sqrt": np.sqrt, "Exp": np.exp, "Log": np.log, "Erf": _erf,
+    "Sqrt": np.sqrt, "Exp": np.exp, "Log": np.log, "Erf": erf,
     "Floor": np.floor, "Ceil": np.ceil, "Round": np.round,
     "Sin": np.sin, "Cos": np.cos, "Tan": np.tan, "Asin": np.arcsin, "Acos": np.arccos, "Atan": np.arctan,
     "Sinh": np.sinh, "Cosh": np.cosh, "Tanh": np.tanh, "Asinh": np.arcsinh, "Acosh": np.arccosh, "Atanh": np.arctanh,

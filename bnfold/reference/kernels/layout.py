@@ -110,6 +110,14 @@ def gather(node: Node, x: Array, indices: Array) -> tuple[Array]:
     return (np.asarray(np.take(x, indices, axis=node["axis"])),)
 
 
+def scatter(node: Node, x: Array, indices: Array, updates: Array) -> tuple[Array]:
+    """The name of ScatterElements before opset 11."""
+    axis = node["axis"] % x.ndim
+    y = x.copy()
+    np.put_along_axis(y, np.where(indices < 0, indices + x.shape[axis], indices), updates, axis)
+    return (y,)
+
+
 def depth_to_space(node: Node, x: Array) -> tuple[Array]:
     n, c, h, w = x.shape
     b = node["blocksize"]
@@ -163,6 +171,7 @@ KERNELS: dict[str, Kernel] = {
     "Shape": shape,
     "Size": size,
     "Gather": gather,
+    "Scatter": scatter,
     "DepthToSpace": depth_to_space,
     "SpaceToDepth": space_to_depth,
     "Pad": pad,
