@@ -1,0 +1,386 @@
+"""Gate 1 on any pair of files: what each layer may rightly hold, whoever folded, and what it does hold.
+
+The sources that the candidate no longer has are folded again on the original; its graph and the candidate's are then
+walked together. Constants that agree in graphs that agree are a proof; one that differs is named.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..errors import BnfoldError
+from ..files import ModelFile
+from ..graph import overridable_inputs
+from .deviation import Deviation, compare, compensable
+from .matching import Match, Walk, layers, leftover
+from .present import missing
+from .replay import Key, Replay, open_graphs, replay
+from .terms import LAYERS, Operand
+
+__all__ = ["LayerRecord", "PairCertificate", "certify_pair"]
+
+_CLOSE = 0.2  # rms, relative: the expected state is the closest explanation of what is held
+_TURNS = 8  # sources that are tried in the other direction one by one
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """One layer. state: "unchanged", "folded" (it took in `sources`), "wrong" or "unknown".
+
+    name, candidate: in each file; candidate is None where no layer there could be matched. matched: how it was found.
+    certain: nothing that other layers hold could make the difference good. explanation: a sentence if not right.
+    """
+
+    name: str
+    candidate: str | None
+    kind: str
+    state: str
+    sources: tuple[str, ...] = ()
+    matched: str = ""
+    deviations: tuple[Deviation, ...] = ()
+    certain: bool = False
+    explanation: str = ""
+
+    @property
+    def worst(self) -> Deviation | None:
+        """The constant that is furthest from what it should be, in u*M."""
+        return max(self.deviations, key=lambda d: (bool(d.problem), d.worst / max(d.limit, 1.0)), default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        record: dict[str, Any] = {
+            "name": self.name, "candidate": self.candidate, "kind": self.kind, "state": self.state,
+            "sources": list(self.sources),
+        }  # fmt: skip
+        worst = self.worst
+        if worst is not None:
+            record |= {
+                "operand": worst.role, "worst_u": worst.worst, "index": list(worst.index),
+                "expected": worst.expected, "held": worst.held,
+            }  # fmt: skip
+        if self.explanation:
+            record["explanation"] = self.explanation
+        return record
+
+
+@dataclass(frozen=True)
+class PairCertificate:
+    """Gate 1's answer on a pair of files.
+
+    passed: the same graph with every constant as it should be. decided: False where something could not be said;
+    then this must not decide a verdict. layers: one record each, in the order of the original. breaks: where the two
+    graphs differ in more than constants.
+    """
+
+    layers: tuple[LayerRecord, ...]
+    breaks: tuple[str, ...]
+    gone: int = 0
+
+    @property
+    def wrong(self) -> tuple[LayerRecord, ...]:
+        """The layers that do not hold what they should, the sure ones first."""
+        return tuple(sorted((r for r in self.layers if r.state == "wrong"), key=lambda r: not r.certain))
+
+    @property
+    def unknown(self) -> tuple[LayerRecord, ...]:
+        return tuple(r for r in self.layers if r.state == "unknown")
+
+    @property
+    def decided(self) -> bool:
+        return bool(self.wrong) or not (self.unknown or self.breaks)
+
+    @property
+    def passed(self) -> bool:
+        return not (self.wrong or self.unknown or self.breaks)
+
+    @property
+    def certain(self) -> bool:
+        """Another function for sure, be it masked by what follows: one layer is wrong, and no other makes it good."""
+        return any(record.certain for record in self.wrong)
+
+    def fault(self) -> str | None:
+        """The first wrong layer in a sentence without a full stop, or None."""
+        found = self.wrong
+        if not found:
+            return None
+        others = len(found) - 1
+        more = "" if not others else f" (and {others} more {'layer is' if others == 1 else 'layers are'} wrong)"
+        return f"{found[0].explanation}{more}"
+
+    @property
+    def sentence(self) -> str:
+        fault = self.fault()
+        if fault is not None:
+            return fault
+        good = [record for record in self.layers if record.state in ("unchanged", "folded")]
+        folded = [record for record in good if record.state == "folded"]
+        if self.passed:
+            took = f"{len(folded)} with {_count(self.gone, 'source')} folded in, {len(good) - len(folded)} unchanged"
+            hold = "1 layer holds" if len(good) == 1 else f"all {len(good)} layers hold"
+            return f"{hold} what is right ({took}), and the graphs agree"
+        why = self.unknown[0].explanation if self.unknown else self.breaks[0]
+        if self.breaks:
+            why = self.breaks[0]
+        right = (
+            f"{len(good)} of {_count(len(self.layers), 'layer')} are right" if self.layers else "no layer was compared"
+        )
+        return f"not decided: {right}, but {why}"
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        states = [record.state for record in self.layers]
+        known = [d for record in self.layers for d in record.deviations if not d.problem]
+        return {
+            "decided": self.decided,
+            "sources_gone": self.gone,
+            "states": {state: states.count(state) for state in ("unchanged", "folded", "wrong", "unknown")},
+            "correctly_rounded": all(d.rounded for d in known) if known else None,
+            "worst_u": max((d.worst for d in known), default=0.0),
+            "layers": [record.to_dict() for record in self.layers],
+            "breaks": list(self.breaks[:8]),
+        }
+
+
+def certify_pair(original: ModelFile, candidate: ModelFile) -> PairCertificate:
+    """Match the layers of two files and say of each whether it holds what it should, whoever made the candidate.
+
+    Neither file is modified. It needs no data and no runtime; what cannot be read or understood is "not decided".
+    """
+    try:
+        return _Pair(_flat(original), _flat(candidate)).certificate()
+    except BnfoldError as error:
+        return PairCertificate((), (str(error).rstrip("."),))
+
+
+def _flat(file: ModelFile) -> ModelFile:
+    """The file with its local functions inlined."""
+    if not file.model.functions:
+        return file
+    from onnx import inliner
+
+    try:
+        return replace(file, model=inliner.inline_local_functions(file.model))
+    except Exception as error:  # whatever onnx has against it: then nothing can be said about the inside
+        raise BnfoldError("it has local functions that onnx cannot inline") from error
+
+
+@dataclass
+class _Attempt:
+    """The candidate against one way to fold what it lacks."""
+
+    replay: Replay
+    options: dict[str, Any]
+    walk: Walk
+    records: dict[object, LayerRecord] = field(default_factory=dict[object, LayerRecord])
+    pairs: dict[object, Match] = field(default_factory=dict[object, Match])
+    absolute: Replay | None = None
+
+    def cost(self) -> tuple[int, int, int]:
+        states = [record.state for record in self.records.values()]
+        return len(self.walk.breaks), states.count("wrong"), states.count("unknown")
+
+
+class _Pair:
+    def __init__(self, original: ModelFile, candidate: ModelFile) -> None:
+        inputs = {value.name for value in candidate.model.graph.input}
+        first, second = (
+            overridable_inputs(file.model, freeze_inputs=False, keep_inputs=False)[0] for file in (original, candidate)
+        )
+        self._file, self._overridable = original, first & inputs  # those no longer listed were frozen
+        self._candidate = open_graphs(candidate, second)
+        self._original = open_graphs(original, self._overridable)
+        self._gone = missing(self._original, self._candidate)
+
+    def certificate(self) -> PairCertificate:
+        best = self._attempt()
+        for options in ({"aggressive": True}, {"partly": True}):
+            if best.walk.breaks and self._gone:
+                best = min(best, self._attempt(**options), key=_Attempt.cost)
+        best = self._turned(best)
+        records = self._explained(best)
+        breaks = list(best.walk.breaks)
+        lost = [self._original.at(self._original.sources[k]) for k in self._gone if k not in best.replay.folded]
+        if breaks and lost:
+            breaks.insert(0, f"{lost[0]!r} is gone from the candidate, and no exact fold of it is known")
+        return PairCertificate(tuple(records), tuple(dict.fromkeys(breaks)), len(self._gone))
+
+    def _turned(self, best: _Attempt) -> _Attempt:
+        """Where a layer holds the original's weights although its sources are gone, they may have gone downward."""
+        keys: list[Key] = []
+        for node, record in best.records.items():
+            match = best.pairs.get(node)
+            if record.state == "wrong" and match is not None and record.sources and _untouched(match):
+                keys += [k for one in _nodes(match) for k in best.replay.keys.get(one, ())]
+        tried: list[tuple[Key, ...]] = [(key,) for key in dict.fromkeys(keys)][:_TURNS]
+        if len(tried) > 1:  # all of them first
+            tried = [tuple(dict.fromkeys(keys)), *tried]
+        turned: tuple[Key, ...] = ()
+        for group in tried:
+            if not best.cost()[1]:
+                break
+            options = {**best.options, "turned": (*turned, *group)}
+            other = self._attempt(**options)
+            if other.cost() < best.cost():
+                best, turned = other, (*turned, *group)
+        return best
+
+    def _attempt(self, **options: Any) -> _Attempt:
+        folded = replay(self._file, self._overridable, self._gone, **options)
+        main, twin = folded.graphs[0], self._candidate.graphs[0]
+        attempt = _Attempt(folded, options, Walk(main, twin, folded.at))
+        found = {match.first.node: match for match in attempt.walk.matches.values()}
+        mine = [one for _, one in layers(folded.graphs)]
+        reached = {match.second.node for match in found.values()}
+        rest = [two for _, two in layers(self._candidate.graphs) if two.node not in reached]
+        if attempt.walk.breaks:
+            for match in leftover([one for one in mine if one.node not in found], rest, folded.at):
+                found[match.first.node] = match
+        # a node of the original may stand for several of the candidate
+        several: dict[object, list[Match]] = {}
+        for pair in [*attempt.walk.matches.values(), *(m for m in found.values() if m.how != "structure")]:
+            several.setdefault(pair.first.node, []).append(pair)
+        for node, pairs in several.items():
+            judged = [self._judge(attempt, pair) for pair in pairs]
+            order = ("wrong", "unknown", "folded", "unchanged")
+            worst = min(range(len(pairs)), key=lambda i: order.index(judged[i].state))
+            if pairs[worst].first.kind in LAYERS or judged[worst].sources or judged[worst].state in order[:2]:
+                attempt.records[node], attempt.pairs[node] = judged[worst], pairs[worst]
+        if attempt.walk.breaks:
+            for one in mine:
+                if one.node not in attempt.records:
+                    name = folded.at(one.node)
+                    text = f"no layer of the candidate could be matched to {_label(one.node.op_type, name)}"
+                    attempt.records[one.node] = LayerRecord(name, None, one.node.op_type, "unknown", explanation=text)
+        for expected, held in attempt.walk.loose:
+            deviation = compare(expected, held)
+            if not deviation.right:
+                text = f"the constant {expected.node.name!r} differs: {deviation.problem or deviation}"
+                attempt.records[expected] = LayerRecord(
+                    expected.node.name, held.node.name, "Constant", "wrong", (), "structure", (deviation,), False, text
+                )
+        return attempt
+
+    def _judge(self, attempt: _Attempt, match: Match) -> LayerRecord:
+        """Compare every constant of a matched pair; the explanation comes later, when all are known."""
+        deviations: list[Deviation] = []
+        for expected, held in match.constants():
+            deviation = compare(expected, held)
+            if deviation.worst > 1 and not deviation.problem and expected is not None:
+                size = self._terms(attempt, expected)
+                deviation = compare(expected, held, size) if size is not None else deviation
+            deviations.append(deviation)
+        sources = tuple(dict.fromkeys(s for node in _nodes(match) for s in attempt.replay.taken.get(node, ())))
+        kind = match.first.node.op_type
+        state = "folded" if sources else "unchanged"
+        if any(d.problem for d in deviations):
+            state = "unknown"
+        elif not all(d.right for d in deviations):
+            close = all(d.share <= _CLOSE for d in deviations)
+            state = "wrong" if match.how != "shape" or close else "unknown"
+        at, other = attempt.replay.at(match.first.node), self._candidate.at(match.second.node)
+        return LayerRecord(at, other, kind, state, sources, match.how, tuple(deviations))
+
+    def _terms(self, attempt: _Attempt, expected: Operand) -> Any:
+        """M of an edited constant, from the fold of the absolute values; None where that fold took another way."""
+        if attempt.absolute is None:
+            attempt.absolute = replay(self._file, self._overridable, self._gone, absolute=True, **attempt.options)
+        for graph, twin in zip(attempt.replay.graphs, attempt.absolute.graphs, strict=True):
+            if expected.node not in graph.nodes:
+                continue
+            for node in twin.nodes:
+                if node.order == expected.node.order and node.has(expected.slot):
+                    held = twin.constant(node.inputs[expected.slot])
+                    if held is not None and held.shape == expected.tensor.shape:
+                        return abs(replace(expected, tensor=held).exact())
+        return None
+
+    def _explained(self, best: _Attempt) -> list[LayerRecord]:
+        """The records, in the order of the file; wrong ones say what became of the fold and whether it is certain."""
+        wrong = [node for node, record in best.records.items() if record.state == "wrong"]
+        everything: dict[tuple[int, float], Any] | None = None
+        out: list[tuple[float, LayerRecord]] = []
+        for node, record in best.records.items():
+            match = best.pairs.get(node)
+            position = match.first.node.order if match is not None else getattr(node, "order", math.inf)
+            if record.state == "unknown" and not record.explanation:
+                problem = next((d.problem for d in record.deviations if d.problem), "it is too far from all it may be")
+                record = replace(record, explanation=f"of {_label(record.kind, record.name)} {problem}")
+            elif record.state == "wrong" and match is not None:
+                twice: str | None = None
+                if not (record.sources and _untouched(match)):
+                    if everything is None:
+                        everything = self._everything()
+                    twice = self._twice(best, match, record, everything)
+                record = replace(
+                    record, certain=self._certain(best, match, record, len(wrong)),
+                    explanation=_sentence(record, twice, dropped=bool(record.sources) and _untouched(match)),
+                )  # fmt: skip
+            out.append((position, record))
+        return [record for _, record in sorted(out, key=lambda pair: pair[0])]
+
+    def _everything(self) -> dict[tuple[int, float], Any]:
+        """The original's layers with every source folded that can be, by their position in the file."""
+        full = replay(self._file, self._overridable, None)
+        number = {graph: k for k, graph in enumerate(full.graphs)}
+        return {(number[g], one.node.order): (one, full) for g, one in layers(full.graphs)}
+
+    def _twice(
+        self, best: _Attempt, match: Match, record: LayerRecord, everything: dict[tuple[int, float], Any]
+    ) -> str | None:
+        """The source that a layer holds although the candidate applies it as well."""
+        graph = next((k for k, g in enumerate(best.replay.graphs) if match.first.node in g.nodes), 0)
+        one, full = everything.get((graph, match.first.node.order), (None, None))
+        if one is None or full is None:
+            return None
+        other = Match(one, match.second, match.how)
+        here = {self._original.at(node) for key, node in self._original.sources.items() if key not in self._gone}
+        still = [s for n in _nodes(other) for s in full.taken.get(n, ()) if s in here and s not in record.sources]
+        fits = all(d.right or (not d.problem and d.share < 1e-5) for d in (compare(e, h) for e, h in other.constants()))
+        return still[0] if still and fits else None
+
+    def _certain(self, best: _Attempt, match: Match, record: LayerRecord, wrong: int) -> bool:
+        pairs = [(e, h) for (e, h), d in zip(match.constants(), record.deviations, strict=True) if not d.right]
+        local = any(e is not None and h is not None and not compensable(e, h) for e, h in pairs)
+        if best.walk.breaks:
+            return local and match.how == "name" and bool(record.sources)
+        return wrong == 1 or (local and 2 * wrong <= len(best.records))
+
+
+def _nodes(match: Match) -> list[Any]:
+    """The nodes of the original that a match stands for: the layer, and the Add that is its bias."""
+    return list(dict.fromkeys([match.first.node, *(c.node for c in match.first.constants)]))
+
+
+def _untouched(match: Match) -> bool:
+    """The candidate's layer holds the original's weights from before the fold."""
+    for expected, held in match.constants():
+        if held is None and (expected is None or expected.tensor.proto is None):
+            continue
+        if not compare(None if expected is None else expected.original(), held).right:
+            return False
+    return True
+
+
+def _label(kind: str, name: str) -> str:
+    """A node for people; one without a name is called by its output already."""
+    return name if name.startswith(f"{kind}(") else f"{kind} {name!r}"
+
+
+def _sentence(record: LayerRecord, twice: str | None, *, dropped: bool) -> str:
+    layer = _label(record.kind, record.name)
+    names = " and ".join(repr(source) for source in record.sources[:3])
+    bad = [d for d in record.deviations if not d.right]
+    worst = max(bad, key=lambda d: d.worst, default=None)
+    if dropped:
+        verb = "is" if len(record.sources) == 1 else "are"
+        return f"{names} {verb} gone from the candidate, but {layer} still holds the weights from before: {worst}"
+    if twice is not None:
+        return f"{layer} took in {twice!r}, which the candidate still has: it is applied twice; its {worst}"
+    if record.sources:
+        return f"{layer} took in {names}, but its {worst}"
+    return f"{layer} took in nothing, but its {worst}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
