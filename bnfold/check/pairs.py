@@ -210,7 +210,7 @@ class _Pair:
         keys: list[Key] = []
         for node, record in best.records.items():
             match = best.pairs.get(node)
-            if record.state == "wrong" and match is not None and record.sources and _untouched(match):
+            if record.state == "wrong" and match is not None and record.sources and _untouched(best.replay, match):
                 keys += [k for one in _nodes(match) for k in best.replay.keys.get(one, ())]
         tried: list[tuple[Key, ...]] = [(key,) for key in dict.fromkeys(keys)][:_TURNS]
         if len(tried) > 1:  # all of them first
@@ -308,13 +308,14 @@ class _Pair:
                 record = replace(record, explanation=f"of {_label(record.kind, record.name)} {problem}")
             elif record.state == "wrong" and match is not None:
                 twice: str | None = None
-                if not (record.sources and _untouched(match)):
+                dropped = bool(record.sources) and _untouched(best.replay, match)
+                if not dropped:
                     if everything is None:
                         everything = self._everything()
                     twice = self._twice(best, match, record, everything)
                 record = replace(
                     record, certain=self._certain(best, match, record, len(wrong)),
-                    explanation=_sentence(record, twice, dropped=bool(record.sources) and _untouched(match)),
+                    explanation=_sentence(record, twice, dropped=dropped),
                 )  # fmt: skip
             out.append((position, record))
         return [record for _, record in sorted(out, key=lambda pair: pair[0])]
@@ -352,11 +353,11 @@ def _nodes(match: Match) -> list[Any]:
     return list(dict.fromkeys([match.first.node, *(c.node for c in match.first.constants)]))
 
 
-def _untouched(match: Match) -> bool:
+def _untouched(replayed: Replay, match: Match) -> bool:
     """The candidate's layer holds the original's weights from before the fold."""
     for expected, held in match.constants():
-        if held is None and (expected is None or expected.tensor.proto is None):
-            continue
+        if expected is not None and expected.node not in replayed.names:
+            expected = None  # an Add that the fold put in
         if not compare(None if expected is None else expected.original(), held).right:
             return False
     return True
