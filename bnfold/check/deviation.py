@@ -122,12 +122,8 @@ def _integers(role: str, expected: Tensor, held: Tensor) -> Deviation:
     if not different.any():
         return Deviation(role)
     where = int(np.argmax(different))
-    if right.dtype.kind not in "iub":
-        return Deviation(role, problem=f"the {role} differs in element {where}")
-    index = tuple(int(i) for i in np.unravel_index(where, got.shape))
-    return Deviation(
-        role, math.inf, 0.0, index, float(right.reshape(-1)[where]), float(got.reshape(-1)[where]), False, 1.0
-    )
+    was, now = (each.reshape(-1)[min(where, each.size - 1)] for each in (right, got))
+    return Deviation(role, problem=f"the {role} has {now} where it had {was}")  # maybe another way to say the same
 
 
 def _stored(tensor: Tensor) -> NDArray[Any]:

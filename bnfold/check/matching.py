@@ -200,6 +200,8 @@ def _version(one: Term, graph: Graph) -> int:
 
 def _bodies(graph: Graph, node: Node) -> list[Graph]:
     """The indexes of the bodies of `node`: children come in the order of the nodes that hold them."""
+    if not any(True for _ in node.subgraphs()):
+        return []
     start = 0
     for holder in graph.nodes:
         count = sum(1 for _ in holder.subgraphs())

@@ -15,13 +15,14 @@ from ..files import ModelFile
 from ..graph import overridable_inputs
 from .deviation import Deviation, compare, compensable
 from .matching import Match, Walk, layers, leftover
-from .present import missing
+from .present import missing, repeated
 from .replay import Key, Replay, open_graphs, replay
-from .terms import LAYERS, Operand
+from .terms import LAYERS, Operand, Term
 
 __all__ = ["LayerRecord", "PairCertificate", "certify_pair"]
 
 _CLOSE = 0.2  # rms, relative: the expected state is the closest explanation of what is held
+_NOTHING = (0, 0, 0)
 _TURNS = 8  # sources that are tried in the other direction one by one
 
 
@@ -169,6 +170,7 @@ def _flat(file: ModelFile) -> ModelFile:
 class _Attempt:
     """The candidate against one way to fold what it lacks."""
 
+    gone: list[Key]
     replay: Replay
     options: dict[str, Any]
     walk: Walk
@@ -184,26 +186,32 @@ class _Attempt:
 class _Pair:
     def __init__(self, original: ModelFile, candidate: ModelFile) -> None:
         inputs = {value.name for value in candidate.model.graph.input}
-        first, second = (
-            overridable_inputs(file.model, freeze_inputs=False, keep_inputs=False)[0] for file in (original, candidate)
-        )
+        first, frozen = overridable_inputs(original.model, freeze_inputs=False, keep_inputs=False)
+        second = overridable_inputs(candidate.model, freeze_inputs=False, keep_inputs=False)[0]
+        if frozen:  # the exporter's habit; a fold may have taken some off the list
+            second &= first
         self._file, self._overridable = original, first & inputs  # those no longer listed were frozen
         self._candidate = open_graphs(candidate, second)
         self._original = open_graphs(original, self._overridable)
         self._gone = missing(self._original, self._candidate)
+        self._named = missing(self._original, self._candidate, named=True)
 
     def certificate(self) -> PairCertificate:
-        best = self._attempt()
+        best = self._attempt(self._gone)
+        again = repeated(self._original, self._gone)
+        for gone in (self._named, [key for key in self._gone if key not in again]):
+            if gone != self._gone and best.cost() > _NOTHING:
+                best = min(best, self._attempt(gone), key=_Attempt.cost)
         for options in ({"aggressive": True}, {"partly": True}):
-            if best.walk.breaks and self._gone:
-                best = min(best, self._attempt(**options), key=_Attempt.cost)
+            if best.walk.breaks and best.gone:
+                best = min(best, self._attempt(best.gone, **options), key=_Attempt.cost)
         best = self._turned(best)
         records = self._explained(best)
         breaks = list(best.walk.breaks)
-        lost = [self._original.at(self._original.sources[k]) for k in self._gone if k not in best.replay.folded]
+        lost = [self._original.at(self._original.sources[k]) for k in best.gone if k not in best.replay.folded]
         if breaks and lost:
             breaks.insert(0, f"{lost[0]!r} is gone from the candidate, and no exact fold of it is known")
-        return PairCertificate(tuple(records), tuple(dict.fromkeys(breaks)), len(self._gone))
+        return PairCertificate(tuple(records), tuple(dict.fromkeys(breaks)), len(best.gone))
 
     def _turned(self, best: _Attempt) -> _Attempt:
         """Where a layer holds the original's weights although its sources are gone, they may have gone downward."""
@@ -220,15 +228,15 @@ class _Pair:
             if not best.cost()[1]:
                 break
             options = {**best.options, "turned": (*turned, *group)}
-            other = self._attempt(**options)
+            other = self._attempt(best.gone, **options)
             if other.cost() < best.cost():
                 best, turned = other, (*turned, *group)
         return best
 
-    def _attempt(self, **options: Any) -> _Attempt:
-        folded = replay(self._file, self._overridable, self._gone, **options)
+    def _attempt(self, gone: list[Key], **options: Any) -> _Attempt:
+        folded = replay(self._file, self._overridable, gone, **options)
         main, twin = folded.graphs[0], self._candidate.graphs[0]
-        attempt = _Attempt(folded, options, Walk(main, twin, folded.at))
+        attempt = _Attempt(gone, folded, options, Walk(main, twin, folded.at))
         found = {match.first.node: match for match in attempt.walk.matches.values()}
         mine = [one for _, one in layers(folded.graphs)]
         reached = {match.second.node for match in found.values()}
@@ -279,12 +287,18 @@ class _Pair:
             close = all(d.share <= _CLOSE for d in deviations)
             state = "wrong" if match.how != "shape" or close else "unknown"
         at, other = attempt.replay.at(match.first.node), self._candidate.at(match.second.node)
-        return LayerRecord(at, other, kind, state, sources, match.how, tuple(deviations))
+        text = ""
+        if state == "wrong" and attempt.walk.breaks and sources and _untouched(attempt.replay, match):
+            kinds = {self._original.sources[k].op_type for n in _nodes(match) for k in attempt.replay.keys.get(n, ())}
+            if "BatchNormalization" not in kinds:  # arithmetic may be gone because the tool wrote it in another way
+                state = "unknown"
+                text = f"{sources[0]!r} is gone from the candidate, and {_label(kind, at)} did not take it in"
+        return LayerRecord(at, other, kind, state, sources, match.how, tuple(deviations), explanation=text)
 
     def _terms(self, attempt: _Attempt, expected: Operand) -> Any:
         """M of an edited constant, from the fold of the absolute values; None where that fold took another way."""
         if attempt.absolute is None:
-            attempt.absolute = replay(self._file, self._overridable, self._gone, absolute=True, **attempt.options)
+            attempt.absolute = replay(self._file, self._overridable, attempt.gone, absolute=True, **attempt.options)
         for graph, twin in zip(attempt.replay.graphs, attempt.absolute.graphs, strict=True):
             if expected.node not in graph.nodes:
                 continue
@@ -298,7 +312,8 @@ class _Pair:
     def _explained(self, best: _Attempt) -> list[LayerRecord]:
         """The records, in the order of the file; wrong ones say what became of the fold and whether it is certain."""
         wrong = [node for node, record in best.records.items() if record.state == "wrong"]
-        everything: dict[tuple[int, float], Any] | None = None
+        full: Replay | None = None
+        asked = 0
         out: list[tuple[float, LayerRecord]] = []
         for node, record in best.records.items():
             match = best.pairs.get(node)
@@ -309,10 +324,10 @@ class _Pair:
             elif record.state == "wrong" and match is not None:
                 twice: str | None = None
                 dropped = bool(record.sources) and _untouched(best.replay, match)
-                if not dropped:
-                    if everything is None:
-                        everything = self._everything()
-                    twice = self._twice(best, match, record, everything)
+                if not dropped and match.first.kind in LAYERS and asked < _TURNS:
+                    asked += 1
+                    full = full or replay(self._file, self._overridable, None)
+                    twice = self._twice(best, match, record, full)
                 record = replace(
                     record, certain=self._certain(best, match, record, len(wrong)),
                     explanation=_sentence(record, twice, dropped=dropped),
@@ -320,25 +335,22 @@ class _Pair:
             out.append((position, record))
         return [record for _, record in sorted(out, key=lambda pair: pair[0])]
 
-    def _everything(self) -> dict[tuple[int, float], Any]:
-        """The original's layers with every source folded that can be, by their position in the file."""
-        full = replay(self._file, self._overridable, None)
-        number = {graph: k for k, graph in enumerate(full.graphs)}
-        return {(number[g], one.node.order): (one, full) for g, one in layers(full.graphs)}
-
-    def _twice(
-        self, best: _Attempt, match: Match, record: LayerRecord, everything: dict[tuple[int, float], Any]
-    ) -> str | None:
-        """The source that a layer holds although the candidate applies it as well."""
-        graph = next((k for k, g in enumerate(best.replay.graphs) if match.first.node in g.nodes), 0)
-        one, full = everything.get((graph, match.first.node.order), (None, None))
-        if one is None or full is None:
+    def _twice(self, best: _Attempt, match: Match, record: LayerRecord, full: Replay) -> str | None:
+        """The source that a layer has taken in although the candidate applies it as well."""
+        place = next(
+            ((k, match.first.node.order) for k, g in enumerate(best.replay.graphs) if match.first.node in g.nodes)
+        )
+        twin = _layer_at(full, place)
+        if twin is None:
             return None
-        other = Match(one, match.second, match.how)
-        here = {self._original.at(node) for key, node in self._original.sources.items() if key not in self._gone}
-        still = [s for n in _nodes(other) for s in full.taken.get(n, ()) if s in here and s not in record.sources]
-        fits = all(d.right or (not d.problem and d.share < 1e-5) for d in (compare(e, h) for e, h in other.constants()))
-        return still[0] if still and fits else None
+        keys = sorted({k for n in _nodes(Match(twin, match.second, "")) for k in full.keys.get(n, ())} - {*best.gone})
+        for stop in range(1, min(len(keys), 3) + 1):
+            other = _layer_at(replay(self._file, self._overridable, [*best.gone, *keys[:stop]]), place)
+            pairs = [] if other is None else Match(other, match.second, "").constants()
+            if pairs and all(d.right or (not d.problem and d.share < 1e-5) for d in (compare(e, h) for e, h in pairs)):
+                name = self._original.at(self._original.sources[keys[0]])
+                return None if name in record.sources else name
+        return None
 
     def _certain(self, best: _Attempt, match: Match, record: LayerRecord, wrong: int) -> bool:
         pairs = [(e, h) for (e, h), d in zip(match.constants(), record.deviations, strict=True) if not d.right]
@@ -346,6 +358,11 @@ class _Pair:
         if best.walk.breaks:
             return local and match.how == "name" and bool(record.sources)
         return wrong == 1 or (local and 2 * wrong <= len(best.records))
+
+
+def _layer_at(replayed: Replay, place: tuple[int, float]) -> Term | None:
+    graph = replayed.graphs[place[0]]
+    return next((one for _, one in layers([graph]) if one.node.order == place[1]), None)
 
 
 def _nodes(match: Match) -> list[Any]:

@@ -142,8 +142,10 @@ def _make_absolute(graph: Graph) -> None:
     """Signs such that every term of a fold is positive: beta - s*mean needs a negative mean, x - c a negative c."""
     negative = {n.inputs[3] for n in graph.nodes if n.op_type == "BatchNormalization" and n.has(3)}
     negative |= {n.inputs[1] for n in graph.nodes if n.op_type == "Sub" and n.has(1)}
-    for name, held in list(graph.tensors.items()):
-        if not held.is_float:
+    values = dict.fromkeys([*graph.tensors, *(i for n in graph.nodes for i in n.inputs if i and graph.is_constant(i))])
+    for name in values:
+        held = graph.constant(name)
+        if held is None or not held.is_float:
             continue
         value = np.abs(held.exact())
         graph.tensors[name] = _literal(name, -value if name in negative else value, held)

@@ -191,13 +191,28 @@ def _attributes(graph: Graph, node: Node) -> dict[str, Any]:
             continue
         if (a.name in _ONES and set(a.ints) == {1}) or (a.name in _ZEROS and set(a.ints) == {0}):
             continue
+        if a.name in ("axis", "axes") and node.has(0):
+            value = _counted_from_the_front(graph, node, a)
         out[a.name] = a.ref_attr_name or value
     return out
+
+
+def _counted_from_the_front(graph: Graph, node: Node, a: onnx.AttributeProto) -> Any:
+    rank = graph.shapes.rank(node.inputs[0])
+    axes = (a.i,) if a.name == "axis" else tuple(a.ints)
+    if rank is None:
+        return axes
+    if node.op_type == "Unsqueeze":
+        rank += len(axes)
+    return tuple(axis + rank if axis < 0 else axis for axis in axes)
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, bytes | str | int | float):
         return value
+    if isinstance(value, onnx.TensorProto):
+        array = onnx.numpy_helper.to_array(value)
+        return (value.data_type, array.shape, array.tobytes())  # whatever its name is
     if hasattr(value, "SerializeToString"):
         return value.SerializeToString(deterministic=True)
     return tuple(_plain(each) for each in value)
