@@ -68,7 +68,7 @@ class Walk:
         kinds = first[0], second[0]
         if kinds == ("node", "node"):
             self._nodes(first, second)
-        elif kinds == ("constant", "constant"):
+        elif kinds == ("constant", "constant") or (kinds == ("default", "default") and first[2] == second[2]):
             pair = [_loose(place) for place in (first, second)]
             if pair[0] is None or pair[1] is None:
                 self.breaks.append(f"{x} is a constant whose value is not known")
@@ -116,6 +116,10 @@ def _what(place: _Place) -> str:
 def _settle(graph: Graph, value: str) -> _Place:
     """What makes a value: past nodes that only hand it on, in the scope that defines it."""
     while True:
+        if value in graph.sparse:
+            return "sparse constant", graph, value, 0
+        if value in graph.overridable and value in graph.tensors:
+            return "default", graph, value, 0
         if graph.is_constant(value) and graph.constant(value) is not None:
             return "constant", graph, value, 0
         made = graph.producer(value)
@@ -132,7 +136,7 @@ def _settle(graph: Graph, value: str) -> _Place:
 
 def _loose(place: _Place) -> Operand | None:
     _, graph, name, _ = place
-    held = graph.constant(name) if isinstance(name, str) else None
+    held = (graph.tensors.get(name) or graph.constant(name)) if isinstance(name, str) else None
     owner = onnx.NodeProto(op_type="Constant", name=str(name))
     return None if held is None else Operand(held, Node(owner, -1.0), 0, "value")
 

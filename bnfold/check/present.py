@@ -20,15 +20,17 @@ def missing(original: Opened, candidate: Opened, *, named: bool = False) -> list
     named: only one that is called the same is the same; else an equal one may have got another name.
     """
     content: dict[Node, str] = {}
+    sizes: dict[Node, str] = {}  # a tool that numbers nodes anew may give an old name to something else
     for file in (original, candidate):
         content.update((node, _content(graph, node)) for graph, node in _affine(file))
+        sizes.update((node, _sizes(graph, node)) for graph, node in _affine(file))
     mine, theirs = ({node: None for _, node in _affine(file)} for file in (original, candidate))
 
     def name(node: Node) -> str:
-        return f"{node.op_type} {node.name}" if node.name else ""
+        return f"{node.op_type} {node.name} {sizes[node]}" if node.name else ""
 
     def output(node: Node) -> str:
-        return f"{node.op_type} {node.outputs[0]}"
+        return f"{node.op_type} {node.outputs[0]} {sizes[node]}"
 
     def both(one: Callable[[Node], str]) -> Callable[[Node], str]:
         return lambda node: one(node) and f"{one(node)} {content[node]}"
@@ -62,6 +64,11 @@ def _affine(file: Opened) -> Iterator[tuple[Graph, Node]]:
             held = [graph.constant(name) for name in node.inputs if name]
             if any(tensor is not None and tensor.is_float for tensor in held):
                 yield graph, node
+
+
+def _sizes(graph: Graph, node: Node) -> str:
+    held = [graph.constant(name) if name else None for name in node.inputs]
+    return " ".join("x" if tensor is None else str(tensor.size) for tensor in held)
 
 
 def _content(graph: Graph, node: Node) -> str:

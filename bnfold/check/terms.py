@@ -30,7 +30,7 @@ _ROLES = {
     "Linear": ("x", "weight", "bias"),
 }
 _NO_MATTER = {  # attributes that say nothing about what is computed at inference, or that the weight's shape says
-    "BatchNormalization": frozenset(("momentum", "is_test", "consumed_inputs")),
+    "BatchNormalization": frozenset(("consumed_inputs",)),
     "Conv": frozenset(("kernel_shape",)),
     "ConvTranspose": frozenset(("kernel_shape",)),
 }
@@ -131,12 +131,21 @@ def term(graph: Graph, node: Node) -> Term:
             operands.append(name or None)
             continue
         role = roles[slot] if slot < len(roles) else f"input {slot}"
-        operands.append(Operand(held, node, slot, role, flat=kind in _BROADCAST))
+        flat = kind in _BROADCAST and _fits(graph, node, held)
+        operands.append(Operand(held, node, slot, role, flat=flat))
     while operands and operands[-1] is None:
         operands.pop()
     if kind in _COMMUTATIVE and len(operands) == 2 and isinstance(operands[0], Operand):
         operands.reverse()
     return Term(kind, node.domain, node, _attributes(graph, node), tuple(operands))
+
+
+def _fits(graph: Graph, node: Node, held: Tensor) -> bool:
+    """The constant has no more axes than a computed operand: leading ones do not change the result's rank."""
+    if len(held.shape) <= 1:
+        return True
+    ranks = [graph.shapes.rank(name) for name in node.inputs if name and not graph.is_constant(name)]
+    return any(rank is not None and rank >= len(held.shape) for rank in ranks)
 
 
 def _linear(graph: Graph, node: Node) -> Term | None:
@@ -153,7 +162,7 @@ def _linear(graph: Graph, node: Node) -> Term | None:
                 continue
             weight = inner.constants[0]
             bias = Operand(held, node, 1 - slot, "bias", flat=True)
-            if held.is_float and len(bias.shape) <= 1 and bias.shape in ((), (1,), weight.shape[1:]):
+            if held.is_float and _fits(graph, node, held) and bias.shape in ((), (1,), weight.shape[1:]):
                 return replace(inner, operands=(*inner.operands, bias))
         return None
     if node.op_type not in ("MatMul", "Gemm") or not node.has(0) or not node.has(1):
@@ -194,6 +203,10 @@ def _attributes(graph: Graph, node: Node) -> dict[str, Any]:
         if a.name in ("axis", "axes") and node.has(0):
             value = _counted_from_the_front(graph, node, a)
         out[a.name] = a.ref_attr_name or value
+    if node.op_type == "BatchNormalization" and not any(node.outputs[1:]):
+        out.pop("momentum", None)
+    if node.op_type == "AveragePool" and not out.keys() & {"pads", "auto_pad", "ceil_mode"}:
+        out.pop("count_include_pad", None)
     return out
 
 

@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from bnfold.check import Verdict, check
 from bnfold.check.pairs import PairCertificate, certify_pair
 from bnfold.files import load
 from bnfold.fold import fold
@@ -360,3 +361,226 @@ def test_the_sentence_says_where_and_by_how_much() -> None:
     assert worst is not None and worst.index == (4, 0, 0, 0)
     assert 2390 < worst.worst < 2410
     assert worst.held == held
+
+
+# -- what is no fold -------------------------------------------------------------------------------------------------
+
+
+def changed(model: onnx.ModelProto, change: Callable[[onnx.GraphProto], None]) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    change(copy.graph)
+    return copy
+
+
+def _leaky(graph: onnx.GraphProto) -> None:
+    next(n for n in graph.node if n.op_type == "Relu").op_type = "LeakyRelu"
+
+
+def _no_relu(graph: onnx.GraphProto) -> None:
+    next(n for n in graph.node if n.op_type == "Relu").op_type = "Identity"
+
+
+def _pads(graph: onnx.GraphProto) -> None:
+    graph.node[0].attribute.append(helper.make_attribute("dilations", [2, 2]))
+
+
+def _epsilon_of_one_that_stays(graph: onnx.GraphProto) -> None:
+    norm = next(n for n in graph.node if n.op_type == "BatchNormalization")
+    norm.attribute[0].f = 0.02
+
+
+@pytest.mark.parametrize("change", [_leaky, _no_relu, _pads])
+def test_right_weights_in_another_graph_prove_nothing(change: Callable[[onnx.GraphProto], None]) -> None:
+    original = conv()
+    found = certified(original, changed(fold(original).model, change))
+    assert not found.passed and not found.decided and not found.wrong
+    assert found.sentence.startswith("not decided: 2 of 2 layers are right, but ")
+
+
+def test_a_normalization_that_stays_with_another_epsilon() -> None:
+    original = conv()
+    last = norm_of(original).name
+    found = certified(original, changed(fold(original, only=[last]).model, _epsilon_of_one_that_stays))
+    assert not found.passed and found.breaks
+
+
+def test_another_default_of_an_input_is_seen() -> None:
+    b = Builder(0)
+    y = b.op("Mul", b.op("Relu", b.input("x", "N", 4)), b.weight(4, name="scale"))
+    model = b.model(b.op("Relu", y))
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.float32), "unused"))
+    model.graph.input.append(helper.make_tensor_value_info("scale", onnx.TensorProto.FLOAT, [4]))
+    assert certified(model, model).passed
+    assert not certified(model, edited(model, "scale", lambda s: s * 2)).passed
+
+
+def test_weights_of_another_type_are_not_decided() -> None:
+    original = gemm()
+    candidate = fold(original).model
+    weight = next(t for t in candidate.graph.initializer if t.name == weight_of(candidate))
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight).astype(np.float64), weight.name))
+    found = certified(original, candidate)
+    assert not found.passed and not found.decided
+    assert "is double where it was float" in found.sentence
+
+
+def test_a_layer_of_another_kind_is_unknown() -> None:
+    original = matmul()
+
+    def change(graph: onnx.GraphProto) -> None:
+        layer = [n for n in graph.node if n.op_type == "MatMul"][-1]
+        layer.op_type = "Einsum"
+        layer.attribute.append(helper.make_attribute("equation", "ij,jk->ik"))
+
+    found = certified(original, changed(fold(original).model, change))
+    assert not found.passed and not found.decided
+    assert [record.name for record in found.unknown] == [layer_of(original).name]
+    assert found.unknown[0].candidate is None
+
+
+# -- other right ways to write a fold --------------------------------------------------------------------------------
+
+
+def test_a_fold_in_the_other_direction() -> None:
+    """Between two convolutions a normalization may go either way; the second takes it in here, written out by hand."""
+    b = Builder(11)
+    y = b.norm(b.op("Conv", b.input("x", "N", 3, 7, 8), b.weight(4, 3, 3, 3, name="first")), 4)
+    original = b.model(b.op("Conv", y, b.weight(5, 4, 3, 3, name="second"), b.weight(5, name="bias")))
+    values = {t.name: numpy_helper.to_array(t).astype(np.float64) for t in original.graph.initializer}
+    gamma, beta, mean, variance = (values[name] for name in norm_of(original).input[1:])
+    scale = gamma / np.sqrt(variance + np.float64(np.float32(EPSILON)))
+    shift = beta - scale * mean
+    bias = values["bias"] + np.einsum("oikl,i->o", values["second"], shift)
+
+    def change(graph: onnx.GraphProto) -> None:
+        norm = next(n for n in graph.node if n.op_type == "BatchNormalization")
+        graph.node[-1].input[0] = norm.input[0]
+        graph.node.remove(norm)
+
+    candidate = changed(original, change)
+    candidate = edited(candidate, "second", lambda w: w * scale[:, None, None])
+    candidate = edited(candidate, "bias", lambda _: bias)
+    found = certified(original, candidate)
+    assert found.passed, found.sentence
+    assert [record.state for record in found.layers] == ["unchanged", "folded"]
+    wrong = certified(original, edited(candidate, "second", lambda w: w * np.float32(1.001)))
+    assert not wrong.passed and wrong.wrong
+
+
+def test_matmul_and_add_as_gemm_with_turned_weights() -> None:
+    original = matmul()
+    candidate = fold(original).model
+
+    def change(graph: onnx.GraphProto) -> None:
+        for layer in [n for n in graph.node if n.op_type == "MatMul"]:
+            add = next(n for n in graph.node if n.op_type == "Add" and layer.output[0] in n.input)
+            bias = next(name for name in add.input if name != layer.output[0])
+            weight = next(t for t in graph.initializer if t.name == layer.input[1])
+            weight.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(numpy_helper.to_array(weight).T), weight.name))
+            layer.op_type = "Gemm"
+            layer.attribute.append(helper.make_attribute("transB", 1))
+            layer.input.append(bias)
+            layer.output[0] = add.output[0]
+            graph.node.remove(add)
+
+    turned = changed(candidate, change)
+    onnx.checker.check_model(turned)
+    assert certified(original, turned).passed
+
+    def wrong(w: Array) -> Array:
+        w[3, 2] *= 1.01
+        return w
+
+    found = certified(original, edited(turned, weight_of(turned), wrong))
+    worst = found.wrong[0].worst
+    assert worst is not None and worst.index == (3, 2), "the index is the one in the candidate's file"
+
+
+def test_names_do_not_matter() -> None:
+    """Every node and initializer called something else: the structure says which is which."""
+    original = residual()
+    candidate = fold(original).model
+    for k, node in enumerate(candidate.graph.node):
+        node.name = f"other{k}"
+        for slot, name in enumerate(node.input):
+            if name != "x":
+                node.input[slot] = f"_{name}"
+        for slot, name in enumerate(node.output):
+            if name != candidate.graph.output[0].name:
+                node.output[slot] = f"_{name}"
+    for proto in candidate.graph.initializer:
+        proto.name = f"_{proto.name}"
+    del candidate.graph.value_info[:]
+    assert certified(original, candidate).passed
+    found = certified(original, off_by_one_percent(candidate))
+    assert found.wrong[0].name == layer_of(original).name and found.wrong[0].candidate == layer_of(candidate).name
+
+
+def test_inside_the_branch_of_an_if() -> None:
+    def wrapped(inner: onnx.ModelProto) -> onnx.ModelProto:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(inner)
+        body = onnx.GraphProto()
+        body.CopyFrom(copy.graph)
+        del body.input[:]
+        node = helper.make_node("If", ["yes"], [body.output[0].name], then_branch=body, else_branch=body)
+        graph = helper.make_graph(
+            [node], "g", copy.graph.input, copy.graph.output, [numpy_helper.from_array(np.array(True), "yes")]
+        )
+        return helper.make_model(graph, opset_imports=copy.opset_import, ir_version=8)
+
+    original = conv()
+    assert certified(wrapped(original), fold(wrapped(original)).model).passed
+    assert certified(wrapped(original), wrapped(fold(original).model)).passed
+    found = certified(wrapped(original), wrapped(off_by_one_percent(fold(original).model)))
+    assert found.decided and {record.name for record in found.wrong} == {layer_of(original).name}
+
+
+# -- what it does to the verdict -------------------------------------------------------------------------------------
+
+
+def test_the_verdict_names_the_layer() -> None:
+    original = conv()
+    candidate = INSTEAD["beta dropped"](original)
+    result = check(original, candidate, samples=1)
+    assert result.verdict is Verdict.NOT_EQUIVALENT
+    assert f"Conv '{layer_of(original).name}' took in '{norm_of(original).name}', but its bias [" in result.sentence
+    document = result.to_dict()["certificate"]
+    assert document["passed"] is False and document["decided"] is True
+    assert [layer["state"] for layer in document["figures"]["layers"]] == ["folded", "wrong"]
+
+
+def test_a_masked_fault_is_no_pass() -> None:
+    """One weight off by 1 % in a channel that the next layer does not read: gate 3 cannot see it, gate 1 does."""
+    b = Builder(12)
+    y = b.op("Relu", b.norm(b.op("Conv", b.input("x", "N", 3, 7, 8), b.weight(4, 3, 3, 3, name="w")), 4))
+    unread = np.random.default_rng(0).normal(size=(5, 4, 1, 1)).astype(np.float32)
+    unread[:, 2] = 0
+    original = b.model(b.op("Conv", y, b.weight(values=unread)))
+
+    def change(w: Array) -> Array:
+        w[2, 1, 1, 0] *= 1.01
+        return w
+
+    result = check(original, edited(fold(original).model, "w", change), samples=1)
+    assert result.verdict is Verdict.NOT_EQUIVALENT, str(result)
+    assert "weight [2,1,1,0]" in result.sentence and "do not show it" in result.sentence
+
+
+def test_channels_that_another_layer_scales_back_are_left_to_gate_3() -> None:
+    """Two layers that differ from the fold and undo one another: the same function, so no verdict from gate 1."""
+    original = matmul()
+    folded = fold(original).model
+    first = next(n for n in folded.graph.node if n.op_type == "MatMul")
+    add = next(n for n in folded.graph.node if n.op_type == "Add" and first.output[0] in n.input)
+    bias = next(name for name in add.input if name != first.output[0])
+    factors = np.float32([2, 0.5, 4, 1, 8])
+    equalized = edited(folded, first.input[1], lambda w: w * factors)
+    equalized = edited(equalized, bias, lambda b: b * factors)
+    equalized = edited(equalized, weight_of(folded), lambda w: w / factors[:, None])
+    found = certified(original, equalized)
+    assert len(found.wrong) == 2 and not found.certain
+    result = check(original, equalized, samples=1)
+    assert result.verdict.passed, str(result)
+    assert "gate 1  MatMul" in str(result)
