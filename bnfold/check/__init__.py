@@ -2,7 +2,8 @@
 
     verdict = check("net.onnx", "net.folded.onnx")      # CheckResult, truthy when equivalent
 
-Gate 1 (the certificate) is handed in by the fold; gate 3 runs both models and judges them in float64.
+Gate 1 (the certificate) is handed in by the fold, or found by matching the two files; gate 3 runs both models and
+judges them in float64.
 """
 
 import os
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from .figures import Judgement
     from .inputs import Sample
+    from .pairs import PairCertificate
 
 __all__ = ["CheckResult", "Verdict", "check"]
 
@@ -57,7 +59,7 @@ def check(
     threads: of onnxruntime; None is its default. timeout: seconds for one run of a model.
     exact: the candidate's initializers in float64 before they were rounded, by name (FoldResult.exact): question (a)
         is then answered at float64's own accuracy.
-    certificate: gate 1's result, None when it cannot be asked.
+    certificate: gate 1's result; None: the layers of the two files are matched, whoever made the candidate.
     certificate_only: let gate 1 decide alone; nothing is run. Without `certificate` the original is folded again, and a
         candidate that is no such fold is INCONCLUSIVE.
     integers: values inside the models, made by ops that round, that must be the same in both, bit for bit.
@@ -87,6 +89,7 @@ class _Check:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._pair: PairCertificate | None = None
         self._flipped: dict[str, str] = {}
         self._provider_name: str | None = None
         self._ran: tuple[Sample, ...] = ()
@@ -106,6 +109,10 @@ class _Check:
                 raise Settled(Verdict.NOT_EQUIVALENT, self._settings.certificate.sentence)
             if self._settings.certificate_only:
                 raise Settled(*_alone(self._settings))
+            if self._settings.certificate is None:
+                from .pairs import certify_pair
+
+                self._pair = certify_pair(first, second)
             judgement = self._gate3(first, second)
         except Settled as end:
             return self._result(end.verdict, end.sentence)
@@ -195,8 +202,26 @@ class _Check:
         except (UnsupportedOp, EvaluationError) as error:
             raise _NoJudge(str(error)) from error
 
+    def _with_gate1(self, verdict: Verdict, sentence: str) -> tuple[Verdict, str]:
+        """What a wrong layer, found by matching the files, does to the verdict of gate 3.
+
+        It names the place where gate 3 found a difference. Against a pass it stands only if it is certain: then the
+        layer computes something else, and what follows it hides that from these inputs.
+        """
+        fault = None if self._pair is None else self._pair.fault()
+        if self._pair is None or fault is None:
+            return verdict, sentence
+        if verdict in (Verdict.NOT_EQUIVALENT, Verdict.DEGRADED):
+            return verdict, f"{sentence.rstrip('.')}; {fault}"
+        if not self._pair.certain:
+            return verdict, sentence
+        if verdict is Verdict.INCONCLUSIVE:
+            return Verdict.NOT_EQUIVALENT, f"{fault}; running the models decided nothing: {sentence}"
+        return Verdict.NOT_EQUIVALENT, f"{fault}; the outputs of these inputs do not show it"
+
     def _result(self, verdict: Verdict, sentence: str, judgement: "Judgement | None" = None) -> CheckResult:
         reasons = judgement.counted if judgement is not None else ["not judged"] * len(self._ran)
+        verdict, sentence = self._with_gate1(verdict, sentence)
         records = tuple(
             SampleRecord(sample.kind, sample.shapes, not reason, reason)
             for sample, reason in zip(self._ran, reasons, strict=True)
@@ -204,7 +229,7 @@ class _Check:
         return CheckResult(
             verdict,
             sentence,
-            self._settings.certificate,
+            self._settings.certificate if self._pair is None else self._pair,
             {} if judgement is None else judgement.figures,
             self._provider_name,
             records,

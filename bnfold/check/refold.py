@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from ..files import ModelFile, load
+from ..files import ModelFile, load, materialized
 from ..fold import fold_leaving
 from ..weights import read
 from .certificate import CertificateResult, certify
-from .verdict import CheckResult, Verdict
+from .verdict import CheckResult, Settled, Verdict
 
 if TYPE_CHECKING:
     from ..result import FoldResult
@@ -34,14 +34,35 @@ def by_certificate(
     rounds. Raises UnreadableModel and its kin.
     """
     other = load(candidate)
+    other.model = materialized(other.model, other.directory)
     closest = ""
     for result in _folds(original):
         difference = _difference(result, other.model)
         if difference is None:
             return _certified(result, other, candidate)
         closest = closest or difference
+    return _matched(original, other, closest)
+
+
+def _matched(original: str | os.PathLike[str] | onnx.ModelProto, other: ModelFile, closest: str) -> CheckResult:
+    """Made with other options, or by another tool: the layers of the two files are matched."""
+    from .pairs import certify_pair
+    from .running import same_interface
+
+    first = load(original)
+    pair = certify_pair(first, other)
+    try:
+        same_interface(first.model, other.model)
+    except Settled as end:
+        return CheckResult(end.verdict, end.sentence, pair)
+    fault = pair.fault()
+    if fault is not None and pair.certain:
+        return CheckResult(Verdict.NOT_EQUIVALENT, fault, pair)
+    if pair.decided and pair.passed and _opsets(first.model) == _opsets(other.model):
+        sentence = "by gate 1 alone: every layer is the original's or rightly folded; nothing was run"
+        return CheckResult(Verdict.EQUIVALENT, sentence, pair)
     sentence = f"gate 1 alone cannot tell: no fold that bnfold makes of the original is like the candidate ({closest})"
-    return CheckResult(Verdict.INCONCLUSIVE, sentence, CertificateResult(False, closest))
+    return CheckResult(Verdict.INCONCLUSIVE, sentence, pair)
 
 
 def _folds(original: str | os.PathLike[str] | onnx.ModelProto) -> Iterator[FoldResult]:

@@ -122,6 +122,7 @@ class CheckResult:
             if certificate is None
             else {
                 "passed": bool(certificate.passed),
+                "decided": bool(getattr(certificate, "decided", True)),
                 "sentence": certificate.sentence,
                 "figures": _json_safe(certificate.figures),
             },
@@ -141,7 +142,7 @@ class CheckResult:
         if self.certificate is not None:
             lines.append(f"gate 1  {self.certificate.sentence}")
         else:
-            lines.append("gate 1  was not asked: it needs the fold made in the same run")
+            lines.append("gate 1  was not asked")
         lines.extend(f"gate 3  {line}" for line in self.figures.get("lines", ()))
         if self.samples:
             kinds = ", ".join(dict.fromkeys(sample.kind for sample in self.samples))

@@ -90,7 +90,7 @@ def test_exact_original_raises_no_alarm(seed: int, exact: bool) -> None:
 
 
 def test_masked_fault_is_seen_by_the_other_gate_only() -> None:
-    """A channel that the next layer does not read: no output can show it. The check must not claim otherwise."""
+    """A channel that the next layer does not read: no output can show it, the weights do."""
     net = conv_net(1, layers=2)
     net.layers[1].weight[:, 2] = 0.0
     candidate, _ = net.folded()
@@ -98,7 +98,10 @@ def test_masked_fault_is_seen_by_the_other_gate_only() -> None:
     value = onnx.numpy_helper.to_array(weight).copy()
     value[2] *= 2
     weight.CopyFrom(onnx.numpy_helper.from_array(value, "weight0"))
-    assert check(net.model(), candidate, samples=1)
+    result = check(net.model(), candidate, samples=1)
+    assert result.verdict is Verdict.NOT_EQUIVALENT
+    assert "'BatchNormalization(n0)'" in result.sentence and "do not show it" in result.sentence
+    assert result.figures["same_function"]["stored_share"] < 1e-6
 
 
 def test_weights_that_are_not_the_roundings_of_the_exact_ones() -> None:
@@ -161,10 +164,10 @@ def test_result_for_people_and_machines() -> None:
     result = run(conv_net(0))
     lines = str(result).splitlines()
     assert lines[-1] == f"EQUIVALENT: {result.sentence}"
-    assert "gate 1 " in lines[0] and "was not asked: it needs the fold made in the same run" in lines[0]
+    assert "gate 1 " in lines[0] and "all 3 layers hold what is right (3 with 3 sources folded in" in lines[0]
     document = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert document["verdict"] == "EQUIVALENT"
-    assert document["certificate"] is None
+    assert document["certificate"]["passed"] and document["certificate"]["decided"]
     assert document["provider"].startswith("onnxruntime ")
     assert [sample["kind"] for sample in document["samples"]] == ["normal", "zeros", "large"]
     assert document["gate3"]["same_function"]["exact_share"] < 1e-12
