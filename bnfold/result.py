@@ -100,6 +100,10 @@ class FoldResult:
         inputs: Sequence[str | os.PathLike[str]] | None = None,
         shapes: Mapping[str, Sequence[int]] | None = None,
         threads: int | None = None,
+        timeout: float | None = None,
+        providers: Sequence[str] | None = None,
+        tf32: bool = False,
+        custom_ops: Sequence[str | os.PathLike[str]] = (),
         path: str | os.PathLike[str] | None = None,
     ) -> CheckResult:
         """Whether the folded model (the file at `path`, if given) is the same function as the source."""
@@ -115,6 +119,10 @@ class FoldResult:
             inputs=inputs,
             shapes=shapes,
             threads=threads,
+            timeout=timeout,
+            providers=providers,
+            tf32=tf32,
+            custom_ops=custom_ops,
             exact=self.exact,
             certificate=self.certificate(candidate),
             integers=self.rounded,

@@ -22,7 +22,7 @@ from bnfold.reference import EvaluationError, Evaluator
 
 from .cost import Cost, estimate
 from .inputs import KINDS, Sample, generate, integer_ranges, read_samples
-from .providers import Provider, ProviderDied, ProviderError
+from .providers import NotLoaded, Provider, ProviderDied, ProviderError
 from .sizes import GraphInput, attempts, graph_inputs, shapes_for
 from .verdict import Settled, Verdict
 
@@ -31,6 +31,7 @@ __all__ = [
     "Provided",
     "comparable_outputs",
     "load_original",
+    "model_path",
     "opened",
     "run_pair",
     "same_interface",
@@ -199,20 +200,27 @@ def model_path(file: ModelFile, folder: Path, name: str) -> Path:
     """A file that the provider can read: the model's own, or a copy in `folder` when it has none in binary form."""
     if file.path is not None and format_of(file.path) == BINARY:
         return file.path.absolute()
-    save(file.model, folder / name, directory=file.directory)
+    if not (folder / name).exists():
+        save(file.model, folder / name, directory=file.directory)
     return folder / name
 
 
 def load_original(provider: Provider, file: ModelFile) -> None:
-    """Raises Settled (inconclusive) when the runtime refuses the original or dies of it."""
+    """Raises Settled (inconclusive) when the provider does not load, or refuses the original or dies of it."""
     try:
         provider.load(model_path(file, provider.folder, "original.onnx"))
+    except NotLoaded as error:
+        raise Settled(Verdict.INCONCLUSIVE, f"{error}".rstrip(".")) from error
     except ProviderError as error:
-        raise Settled(Verdict.INCONCLUSIVE, f"onnxruntime cannot run the original: {error}".rstrip(".")) from error
+        on = "" if provider.choice.is_cpu else f" on {provider.choice.short}"
+        raise Settled(Verdict.INCONCLUSIVE, f"onnxruntime cannot run the original{on}: {error}".rstrip(".")) from error
 
 
 def run_pair(provider: Provider, samples: Sequence[Sample], candidate: ModelFile) -> Provided:
-    """Run both models on all samples; the original is loaded already. A candidate that fails is not equivalent."""
+    """Run both models on all samples; the original is loaded already.
+
+    A candidate that fails is not equivalent; one that was stopped for want of time or memory is not known to be.
+    """
     kept: list[Sample] = []
     provided = Provided(())
     for sample in samples:
@@ -230,15 +238,19 @@ def run_pair(provider: Provider, samples: Sequence[Sample], candidate: ModelFile
     try:
         provider.load(model_path(candidate, provider.folder, "candidate.onnx"))
     except ProviderError as error:
-        raise Settled(
-            Verdict.NOT_EQUIVALENT, f"onnxruntime loads the original but not the candidate: {error}".rstrip(".")
-        ) from error
+        raise _candidate_failed("loads", error) from error
     for sample in kept:
         try:
             provided.candidate.append(provider.run(sample.feeds))
         except ProviderError as error:
-            raise Settled(
-                Verdict.NOT_EQUIVALENT, f"onnxruntime runs the original but not the candidate: {error}".rstrip(".")
-            ) from error
+            raise _candidate_failed("runs", error) from error
     provided.samples = tuple(kept)
     return provided
+
+
+def _candidate_failed(does: str, error: ProviderError) -> Settled:
+    stopped = isinstance(error, ProviderDied) and error.exhausted
+    return Settled(
+        Verdict.INCONCLUSIVE if stopped or "memory ran out" in str(error) else Verdict.NOT_EQUIVALENT,
+        f"onnxruntime {does} the original but not the candidate: {error}".rstrip("."),
+    )

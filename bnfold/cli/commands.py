@@ -116,6 +116,28 @@ _how_to_check = _options(
         "--seed", type=click.IntRange(0), default=0, metavar="N", help="Seed of the check's inputs. Default: 0."
     ),
     click.option("--samples", type=click.IntRange(1), metavar="N", help="How many random samples the check uses."),
+    click.option(
+        "--provider",
+        "providers",
+        multiple=True,
+        metavar="NAME",
+        help="Run both models on this execution provider: cpu, cuda, openvino, ... or all that load; repeatable, "
+        "comma lists too. Default: cpu.",
+    ),
+    click.option("--tf32", is_flag=True, help="Let NVIDIA's providers compute float32 products in TF32."),
+    click.option(
+        "--timeout",
+        type=click.FloatRange(0, min_open=True),
+        metavar="SECONDS",
+        help="Stop the runtime when it loads or runs a model for longer. Default: 600.",
+    ),
+    click.option(
+        "--custom-ops",
+        type=click.Path(readable=False, path_type=Path),
+        multiple=True,
+        metavar="LIB",
+        help="A shared library of custom operators for the runtime; repeatable.",
+    ),
 )
 
 

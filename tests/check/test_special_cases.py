@@ -148,7 +148,7 @@ def test_hang() -> None:
 def test_hang_of_the_candidate_alone() -> None:
     """The original answers at once."""
     quick = model([helper.make_node("Cos", ["x"], ["y"])], {}, [value("x", 4)], [value("y", 4)])
-    expect(check(quick, endless(), timeout=1.0, samples=1), Verdict.NOT_EQUIVALENT, "not the candidate")
+    expect(check(quick, endless(), timeout=1.0, samples=1), Verdict.INCONCLUSIVE, "not the candidate", "within 1 s")
 
 
 def test_needs_more_memory_than_there_is() -> None:
