@@ -79,14 +79,17 @@ def run_round(
     with Provider(
         choice, threads=settings.threads, timeout=settings.timeout, libraries=settings.custom_ops
     ) as provider:
-        made.version = provider.version
         try:
+            made.version = provider.version
             load_original(provider, original)
             samples = plan(provider)
             made.provided = run_pair(provider, samples.samples, candidate)
         except Settled as end:
             made.ended = end
             made.not_loaded = end.sentence if isinstance(end.__cause__, NotLoaded) else ""
+            return made
+        except ProviderDied as error:  # while onnxruntime itself was starting
+            made.ended = Settled(Verdict.INCONCLUSIVE, f"onnxruntime does not start: {error}")
             return made
         finally:
             made.device = provider.device

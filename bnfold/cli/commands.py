@@ -95,6 +95,12 @@ _what_to_fold = _options(
         help="Where only the scale of a BatchNormalization can go, fold that and leave an Add of the shift.",
     ),
 )
+_timeout = click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="Stop the runtime when it loads or runs a model for longer. Default: 600, and 60 for the doctor.",
+)
 _how_to_check = _options(
     click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads for the runtime. Default: its own."),
     click.option(
@@ -125,12 +131,7 @@ _how_to_check = _options(
         "comma lists too. Default: cpu.",
     ),
     click.option("--tf32", is_flag=True, help="Let NVIDIA's providers compute float32 products in TF32."),
-    click.option(
-        "--timeout",
-        type=click.FloatRange(0, min_open=True),
-        metavar="SECONDS",
-        help="Stop the runtime when it loads or runs a model for longer. Default: 600.",
-    ),
+    _timeout,
     click.option(
         "--custom-ops",
         type=click.Path(readable=False, path_type=Path),
@@ -245,3 +246,13 @@ def check(
         chosen(Checking, others, wanted=True),
         Console(quiet, json=as_json),
     )
+
+
+@bnfold.command("doctor")
+@_timeout
+@_how_to_say
+def doctor(as_json: bool, quiet: bool, timeout: float | None) -> int:
+    """List the execution providers, try each on one node, and find packages that are in each other's way."""
+    from .doctor import run_doctor
+
+    return run_doctor(Console(quiet, json=as_json), timeout)
