@@ -171,9 +171,7 @@ def package_problems(
     if version is None:
         return [Problem(f"{name} {installed} is installed, but cannot be used: {missing}.", again)]
     if version.partition("+")[0] != installed.partition("+")[0]:
-        text = (
-            f"{name} is version {installed} by its metadata, and {version} when imported: its files were overwritten."
-        )
+        text = f"{name} is version {installed} by its metadata and {version} when imported: its files were overwritten."
         return [Problem(text, again)]
     brings = _BRINGS.get(name)
     if brings and brings not in available:

@@ -115,6 +115,11 @@ class Provider:
         return Path(self._folder.name)
 
     @property
+    def process(self) -> int:
+        """The child's process id."""
+        return self._child.pid
+
+    @property
     def version(self) -> str:
         """onnxruntime's version. The first use waits for the child to be ready; NoProvider when it cannot be."""
         if self._version is None:

@@ -61,7 +61,7 @@ class Deployed:
         if self.error_candidate is None or self.error_original is None or self.used is None:
             return self.sentence or "agrees within the tolerance"
         words = f"error {self.error_candidate:.1e} of rms, the original's {self.error_original:.1e}"
-        return f"{words}; {self.used:.2g} of the bound" + (f"; {self.sentence}" if self.sentence else "")
+        return f"{words}; {self.used:.2g} of the bound" + ("" if self.decides or not self.sentence else "; not judged")
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -19,7 +19,7 @@ from .inputs import Sample
 from .placement import Placement
 from .providers import NotLoaded, Provider, ProviderDied, ProviderError, listing
 from .records import Noise
-from .running import Plan, Provided, load_original, model_path, run_pair
+from .running import Plan, Provided, load_original, model_path, run_pair, starved
 from .settings import Settings
 from .verdict import Settled, Verdict
 
@@ -114,8 +114,8 @@ def _deploy(made: Round, provider: Provider, paths: Sequence[Path], samples: Seq
         except ProviderError as error:
             text = f"with optimisations on, the {what} does not run: {error}".rstrip(".")
             if what == "candidate":  # the original did
-                stopped = isinstance(error, ProviderDied) and error.exhausted
-                made.deployed_failure = Settled(Verdict.INCONCLUSIVE if stopped else Verdict.DEGRADED, text)
+                verdict = Verdict.INCONCLUSIVE if starved(error) else Verdict.DEGRADED
+                made.deployed_failure = Settled(verdict, text)
             else:
                 made.notes.append(f"{made.choice.short}: {text}; nothing was compared there.")
             return not isinstance(error, ProviderDied)

@@ -36,6 +36,7 @@ __all__ = [
     "run_pair",
     "same_interface",
     "samples_for",
+    "starved",
 ]
 
 Array = npt.NDArray[Any]
@@ -212,8 +213,11 @@ def load_original(provider: Provider, file: ModelFile) -> None:
     except NotLoaded as error:
         raise Settled(Verdict.INCONCLUSIVE, f"{error}".rstrip(".")) from error
     except ProviderError as error:
+        hint = "; --custom-ops registers a library that has it" if "not a registered function/op" in str(error) else ""
         on = "" if provider.choice.is_cpu else f" on {provider.choice.short}"
-        raise Settled(Verdict.INCONCLUSIVE, f"onnxruntime cannot run the original{on}: {error}".rstrip(".")) from error
+        raise Settled(
+            Verdict.INCONCLUSIVE, f"onnxruntime cannot run the original{on}: {error}".rstrip(".") + hint
+        ) from error
 
 
 def run_pair(provider: Provider, samples: Sequence[Sample], candidate: ModelFile) -> Provided:
@@ -248,9 +252,13 @@ def run_pair(provider: Provider, samples: Sequence[Sample], candidate: ModelFile
     return provided
 
 
+def starved(error: ProviderError) -> bool:
+    """It failed for want of time or memory, which says nothing about the model."""
+    return "memory ran out" in str(error) or (isinstance(error, ProviderDied) and error.exhausted)
+
+
 def _candidate_failed(does: str, error: ProviderError) -> Settled:
-    stopped = isinstance(error, ProviderDied) and error.exhausted
     return Settled(
-        Verdict.INCONCLUSIVE if stopped or "memory ran out" in str(error) else Verdict.NOT_EQUIVALENT,
+        Verdict.INCONCLUSIVE if starved(error) else Verdict.NOT_EQUIVALENT,
         f"onnxruntime {does} the original but not the candidate: {error}".rstrip("."),
     )
