@@ -23,7 +23,7 @@ _SEVERITY = (
 class Noise:
     """The original against itself on the first sample, and the candidate against it: rms shares of the outputs.
 
-    how: what was changed for the second run of the original ("with 1 thread", "once more").
+    how: what was different in the second run of the original ("with 1 thread", "once more").
     """
 
     floor: float
@@ -31,11 +31,9 @@ class Noise:
     how: str
 
     def __str__(self) -> str:
-        own = f"differs by {self.floor:.1e} of rms" if self.floor else "gives the same bits"
-        fold = f"differs by {self.difference:.1e}" if self.difference else "gives the same bits too"
-        if self.floor and self.difference:
-            fold += f", {self.difference / self.floor:.2g} times that"
-        return f"the original {self.how} {own}; the candidate {fold}"
+        again = self.how if "thread" not in self.how else "with another number of threads"
+        floor, difference = (f"{share:.1e}" if share else "0.0" for share in (self.floor, self.difference))
+        return f"the original {again} differs by {floor} of rms, the candidate by {difference}"
 
     def to_dict(self) -> dict[str, Any]:
         share = self.difference / self.floor if self.floor else None
@@ -102,7 +100,8 @@ class ProviderRecord:
 
     def lines(self) -> list[str]:
         """For people: where it ran, the noise, the deployed setting."""
-        about = [each for each in (self.version and f"onnxruntime {self.version}", self.device) if each]
+        device = None if self.choice.is_cpu else self.device  # what every machine has is not worth the words
+        about = [each for each in (self.version and f"onnxruntime {self.version}", device) if each]
         if self.choice.tf32 is not None:
             about.append(f"TF32 {'on' if self.choice.tf32 else 'off'}")
         if self.placement is not None:

@@ -20,7 +20,7 @@ from bnfold.check import Verdict, check
 from bnfold.check.catalogue import CPU, chosen
 from bnfold.check.doctor import probe
 from bnfold.check.judging import Gate3
-from bnfold.check.placement import elsewhere, placed
+from bnfold.check.placement import Placement, elsewhere, placed
 from bnfold.check.providers import NotLoaded, Provider, ProviderDied, listing, loader_reason
 from bnfold.check.records import ProviderRecord, worst
 from bnfold.check.running import load_original, opened, run_pair, samples_for
@@ -173,8 +173,9 @@ def test_placement_by_profile(tmp_path: Path) -> None:
         provider.load(tmp_path / "m.onnx", read_back="profile")
         assert provider.placement is None
         provider.run({"x": np.ones((2, 5), np.float32)})
-        assert provider.placement is not None
-        assert [op for _, op in provider.placement.nodes[CPU]] == ["MatMul", "Relu"]
+        profiled: Placement | None = provider.placement
+        assert profiled is not None
+        assert [op for _, op in profiled.nodes[CPU]] == ["MatMul", "Relu"]
         assert not list(provider.folder.glob("profile*"))
         provider.run({"x": np.ones((2, 5), np.float32)})
 
