@@ -8,12 +8,14 @@ judges them in float64.
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 import onnx
 
-from bnfold.errors import UnsupportedOp
+from bnfold.errors import UnsupportedOp, UsageError
 
 from .settings import Settings
 from .verdict import Certificate, CheckResult, SampleRecord, Settled, Verdict
@@ -21,9 +23,15 @@ from .verdict import Certificate, CheckResult, SampleRecord, Settled, Verdict
 if TYPE_CHECKING:
     from bnfold.files import ModelFile
 
+    from .catalogue import Choice
+    from .cost import Cost
     from .figures import Judgement
     from .inputs import Sample
     from .pairs import PairCertificate
+    from .providers import Provider
+    from .records import ProviderRecord
+    from .rounds import Round
+    from .running import Plan
 
 __all__ = ["CheckResult", "Verdict", "check"]
 
@@ -46,6 +54,9 @@ def check(
     integers: Sequence[str] = (),
     timeout: float | None = None,
     certificate_only: bool = False,
+    providers: Sequence[str] | None = None,
+    tf32: bool = False,
+    custom_ops: Sequence[str | os.PathLike[str]] = (),
 ) -> CheckResult:
     """Compare two models, whoever made the second.
 
@@ -56,7 +67,10 @@ def check(
     shapes: sizes for inputs with free dimensions, {"x": (1, 3, 320, 320)}.
     ranges: {"x": (0, 255)}: generated values of that input lie in [0, 255], both ends included.
     calibrated: rescale the generated inputs so that the first BatchNormalizations see their own statistics.
-    threads: of onnxruntime; None is its default. timeout: seconds for one run of a model.
+    threads: of onnxruntime; None is its default. timeout: seconds for loading a model and for one run of it.
+    providers: execution providers to run on, short names ("cpu", "cuda") or onnxruntime's, "all" for every one that
+        loads; None is the CPU. The verdict is the worst of theirs. tf32: let float32 products be computed in TF32.
+    custom_ops: shared libraries of custom operators, registered with onnxruntime.
     exact: the candidate's initializers in float64 before they were rounded, by name (FoldResult.exact): question (a)
         is then answered at float64's own accuracy.
     certificate: gate 1's result; None: the layers of the two files are matched, whoever made the candidate.
@@ -64,7 +78,8 @@ def check(
         candidate that is no such fold is INCONCLUSIVE.
     integers: values inside the models, made by ops that round, that must be the same in both, bit for bit.
 
-    Raises UsageError for inputs or shapes that do not fit the model, UnreadableModel for no model; whatever happens
+    Raises UsageError for inputs or shapes that do not fit the model and for providers or libraries that do not exist,
+    UnreadableModel for no model; whatever happens
     while the models run is a verdict.
     """
     settings = Settings(
@@ -80,6 +95,9 @@ def check(
         integers=tuple(integers),
         timeout=timeout,
         certificate_only=certificate_only,
+        providers=None if providers is None else tuple(providers),
+        tf32=tf32,
+        custom_ops=tuple(Path(library) for library in custom_ops),
     )
     return _Check(settings).run(original, candidate)
 
@@ -91,20 +109,26 @@ class _Check:
         self._settings = settings
         self._pair: PairCertificate | None = None
         self._flipped: dict[str, str] = {}
-        self._provider_name: str | None = None
+        self._rounds: list[Round] = []
+        self._records: list[ProviderRecord] = []
         self._ran: tuple[Sample, ...] = ()
         self._warnings: list[str] = []
 
     def run(self, original: Source, candidate: Source) -> CheckResult:
+        from .rounds import choices
         from .running import opened
 
         if self._settings.certificate_only and self._settings.certificate is None:
             from .refold import by_certificate
 
             return by_certificate(original, candidate)
+        for library in self._settings.custom_ops:
+            if not library.is_file():
+                raise UsageError(f"{library}, named as a library of custom operators, is not a file.")
         first = opened(original)
         second = opened(candidate, first.directory)
         try:
+            asked = choices(self._settings)
             if self._settings.certificate is not None and not self._settings.certificate.passed:
                 raise Settled(Verdict.NOT_EQUIVALENT, self._settings.certificate.sentence)
             if self._settings.certificate_only:
@@ -113,94 +137,129 @@ class _Check:
                 from .pairs import certify_pair
 
                 self._pair = certify_pair(first, second)
-            judgement = self._gate3(first, second)
+            judgement = self._gate3(first, second, asked)
         except Settled as end:
             return self._result(end.verdict, end.sentence)
         except MemoryError:
             return self._result(Verdict.INCONCLUSIVE, "judging it in float64 needs more memory than there is")
-        self._warnings.extend(judgement.warnings)
         verdict, sentence = judgement.verdict, judgement.sentence
         if self._settings.integers and verdict is not Verdict.INCONCLUSIVE:
             from .integers import changed
 
-            self._flipped = changed(
-                first, second, self._settings.integers, self._ran, provider=self._provider_name is not None
-            )
+            ran = [each.choice for each in self._rounds if each.provided is not None]
+            for choice in ran or [None]:
+                found = changed(first, second, self._settings.integers, self._ran, choice, self._settings)
+                self._flipped = {**found, **self._flipped}
             if self._flipped and verdict.passed:
                 name, what = next(iter(self._flipped.items()))
                 verdict, sentence = Verdict.DEGRADED, f"the same function, but {name!r} is rounded: {what.rstrip('.')}"
         return self._result(verdict, sentence, judgement)
 
-    def _gate3(self, original: "ModelFile", candidate: "ModelFile") -> "Judgement":
-        from .providers import NoProvider, Provider
-        from .running import comparable_outputs, load_original, run_pair, same_interface, samples_for
-        from .tolerance import provider_only
+    def _gate3(
+        self, original: "ModelFile", candidate: "ModelFile", asked: "Sequence[tuple[Choice, bool]]"
+    ) -> "Judgement":
+        from .providers import NoProvider
+        from .running import comparable_outputs, same_interface, samples_for
 
         self._warnings.extend(same_interface(original.model, candidate.model))
         comparable_outputs(original.model)
         wanted = self._settings
-        asked: dict[str, Any] = {
+        how: dict[str, Any] = {
             "samples": wanted.samples, "seed": wanted.seed, "inputs": wanted.inputs, "shapes": wanted.shapes,
             "ranges": wanted.ranges, "calibrated": wanted.calibrated,
         }  # fmt: skip
-        limit = {} if wanted.timeout is None else {"timeout": wanted.timeout}
         try:
-            with Provider(threads=wanted.threads, **limit) as provider:
-                self._provider_name = f"onnxruntime {provider.version} CPU"
-                load_original(provider, original)
-                plan = samples_for(original, provider, **asked)
-                self._ran = plan.samples
-                self._warnings.extend(plan.notes)
-                provided = run_pair(provider, plan.samples, candidate)
-            self._ran = provided.samples
-            self._warnings.extend(provided.warnings)
+            plan = self._run_all(original, candidate, asked, how)
         except NoProvider as error:
+            if wanted.providers is not None:
+                raise Settled(Verdict.INCONCLUSIVE, f"no provider ran: {error}") from error
             self._warnings.append(f"No provider ran: {error}.")
-            provided = None
             try:
-                plan = samples_for(original, None, **asked)
+                plan = samples_for(original, None, **how)
             except UnsupportedOp as lacking:
                 raise Settled(Verdict.INCONCLUSIVE, f"no provider ran, and no judge could: {lacking}") from lacking
             self._ran = plan.samples
             self._warnings.extend(plan.notes)
+        return self._judge_all(original, candidate, plan.cost)
+
+    def _run_all(
+        self,
+        original: "ModelFile",
+        candidate: "ModelFile",
+        asked: "Sequence[tuple[Choice, bool]]",
+        how: Mapping[str, Any],
+    ) -> "Plan":
+        """Fill `_rounds`; raises Settled where no provider ran both models."""
+        from .judging import record_of
+        from .records import worst
+        from .rounds import common, run_round
+        from .running import samples_for
+
+        plans: list[Plan] = []
+
+        def plan(provider: "Provider") -> "Plan":
+            if not plans:
+                plans.append(samples_for(original, provider, **how))
+                self._ran = plans[0].samples
+                self._warnings.extend(plans[0].notes)
+            return plans[0]
+
+        for choice, needed in asked:
+            made = run_round(choice, original, candidate, self._settings, plan)
+            if made.not_loaded and not needed:
+                self._warnings.append(f"Left out, although 'all' was asked: {made.not_loaded}.")
+            else:
+                self._rounds.append(made)
+        if any(each.provided is not None for each in self._rounds):
+            self._ran = common(self._rounds)
+        for each in self._rounds:
+            if each.provided is not None:
+                self._warnings.extend([*each.provided.warnings, *each.notes])
+        ends = [each.ended for each in self._rounds if each.ended is not None]
+        if len(ends) == len(self._rounds):
+            self._records = [record_of(each, each.ended, None, candidate.model) for each in self._rounds if each.ended]
+            raise Settled(*worst(self._records))
+        if not self._ran:
+            raise Settled(Verdict.INCONCLUSIVE, "no sample runs on every provider")
+        return plans[0]
+
+    def _judge_all(self, original: "ModelFile", candidate: "ModelFile", cost: "Cost") -> "Judgement":
+        """Gate 3 on every provider; what each did goes into `_records`, the worst of their verdicts is returned."""
+        from .figures import Judgement
+        from .judging import Gate3, NoJudge, judge_round, record_of
+        from .records import worst
+
+        names = [value.name for value in original.model.graph.output]
+        provided = [each.provided for each in self._rounds if each.provided is not None]
+        gate, reason = None, ""
         try:
-            return self._judged(original, candidate, plan.cost, provided)
-        except _NoJudge as error:
-            if provided is None:
+            gate = Gate3(original, candidate, self._settings, self._ran, cost, provided)
+            if not provided:
+                found = gate(None)
+                self._warnings.extend([*found.warnings, *gate.far()])
+                return found
+            judged = {id(each): judge_round(each, gate, names, "") for each in self._rounds if each.provided}
+        except NoJudge as error:
+            if not provided:
                 raise Settled(Verdict.INCONCLUSIVE, f"no provider ran, and no judge could: {error}") from error
-            names = [value.name for value in original.model.graph.output]
-            return provider_only(names, provided, str(error).rstrip("."))
-
-    def _judged(self, original: "ModelFile", candidate: "ModelFile", cost: Any, provided: Any) -> "Judgement":
-        from bnfold.reference import EvaluationError
-
-        from .cost import available_memory, require_memory
-        from .gate3 import judge_pair
-        from .judge import Judge
-        from .rounding import unit_roundoff
-        from .statistics import far_from
-        from .steps import jumps_inside
-
-        kept = 8 if provided is None else 8 * sum(value.size for value in provided.original[0].values())
-        require_memory(cost, kept * len(self._ran) * 6, available_memory())
-        u = unit_roundoff(original.model)
-        heavy = len(self._ran) == 1 and cost.seconds > 1
-        try:
-            judge = Judge(original, candidate, self._settings.exact, self._ran)
-            judgement = judge_pair(
-                judge,
-                provided,
-                samples=len(self._ran),
-                draws=1 if heavy and self._settings.exact is not None else 3,
-                seed=self._settings.seed,
-                u=u,
-                c=2.0 if u <= 2.0**-24 else 3.0,
-                jumps=jumps_inside(original.model.graph),
-            )
-            self._warnings.extend(far_from(judge.moments, self._settings))
-            return judgement
-        except (UnsupportedOp, EvaluationError) as error:
-            raise _NoJudge(str(error)) from error
+            gate, reason = None, str(error).rstrip(".")
+            judged = {id(each): judge_round(each, None, names, reason) for each in self._rounds if each.provided}
+        first: Judgement | None = None
+        for each in self._rounds:
+            found, deployed = judged.get(id(each), (each.ended, None))
+            assert found is not None
+            self._records.append(record_of(each, found, deployed, candidate.model))
+            if isinstance(found, Judgement):
+                first = first or found
+                self._warnings.extend(warning for warning in found.warnings if warning not in self._warnings)
+            if deployed is not None and not deployed.decides:
+                self._warnings.append(f"{each.choice.short}: {deployed.sentence}.")
+        if gate is not None:
+            self._warnings.extend(gate.far())
+        verdict, sentence = worst(self._records)
+        if first is None:
+            raise Settled(verdict, sentence)
+        return replace(first, verdict=verdict, sentence=sentence)
 
     def _with_gate1(self, verdict: Verdict, sentence: str) -> tuple[Verdict, str]:
         """What a wrong layer, found by matching the files, does to the verdict of gate 3.
@@ -231,11 +290,12 @@ class _Check:
             sentence,
             self._settings.certificate if self._pair is None else self._pair,
             {} if judgement is None else judgement.figures,
-            self._provider_name,
+            ", ".join(record.title for record in self._records if record.version) or None,
             records,
             self._settings.seed,
             tuple(self._warnings),
             self._flipped,
+            tuple(self._records),
         )
 
 
@@ -247,7 +307,3 @@ def _alone(settings: Settings) -> tuple[Verdict, str]:
             f"gate 1 passed, but only running both models can tell whether {settings.integers[0]!r} stays",
         )
     return Verdict.EQUIVALENT, "by gate 1 alone: what was folded is correctly rounded; nothing was run"
-
-
-class _NoJudge(Exception):
-    """The float64 judge cannot evaluate one of the models."""

@@ -22,6 +22,7 @@ class Judgement:
     counted: list[str]  # for each sample why it does not count, "" where it does
     figures: dict[str, Any] = field(default_factory=dict[str, Any])
     warnings: list[str] = field(default_factory=list[str])
+    worse: list[Failure] = field(default_factory=list[Failure])  # bounds of question (b) that were exceeded
 
 
 @dataclass

@@ -45,10 +45,12 @@ def judge_pair(
     u: float,
     c: float,
     jumps: dict[str, int],
+    coarser: float = 1.0,
 ) -> Judgement:
     """Both questions, over all samples.
 
     u: the unit roundoff of the weights. c: how much worse the provider's arithmetic may become. jumps: see steps.py.
+    coarser: how many times the provider's own roundoff is that of its types (TF32).
     """
     y = judge.original()
     candidate, exact = judge.candidate(), judge.exact()
@@ -60,11 +62,11 @@ def judge_pair(
     reasons = vacuous([_comparable(names, y[k], hats[k]) for k in range(samples)])
     drawn = [judge.draw(number, seed) for number in range(draws)]
     runs = [_runs(k, y, candidate, exact, drawn, provided) for k in range(samples)]
-    found = Found(*_compare(judge, runs, c, u))
+    found = Found(*_compare(judge, runs, c, u, coarser))
     if jumps and found.failures:
         drawn = [judge.draw(number, seed, wide=True) for number in range(3)]
         wide = [_runs(k, y, candidate, exact, drawn, provided) for k in range(samples)]
-        found = Found(*_compare(judge, wide, c, u), widened=True)
+        found = Found(*_compare(judge, wide, c, u, coarser), widened=True)
     return _decide(judge, runs, found, reasons, jumps, exact is not None, provided is not None)
 
 
@@ -98,7 +100,7 @@ def _runs(
 
 
 def _compare(
-    judge: Judge, runs: Sequence[Runs], c: float, u: float
+    judge: Judge, runs: Sequence[Runs], c: float, u: float, coarser: float
 ) -> tuple[list[Measure], list[Flips], list[Failure]]:
     measures: list[Measure] = []
     flips: list[Flips] = []
@@ -117,11 +119,11 @@ def _compare(
                 measures.append(m)
     found.extend(failures(measures, c, u))
     for m in measures:
-        found.extend(_second_opinion(m, judge, runs[m.sample]))
+        found.extend(_second_opinion(m, judge, runs[m.sample], coarser))
     return measures, flips, found
 
 
-def _second_opinion(m: Measure, judge: Judge, runs: Runs) -> list[Failure]:
+def _second_opinion(m: Measure, judge: Judge, runs: Runs, coarser: float) -> list[Failure]:
     """The judge in the model's own types, asked only where the provider is further from y64 than rounding explains."""
     if m.error_original is None or m.error_original[0] <= _ASK_OWN * luck(m.elements) * m.delta:
         return []
@@ -129,7 +131,7 @@ def _second_opinion(m: Measure, judge: Judge, runs: Runs) -> list[Failure]:
     mine = judge.own_types(m.sample)[m.output].astype(np.float64)
     keep = np.isfinite(y) & np.isfinite(mine)
     own = float(np.sqrt(np.mean(np.square(mine[keep] - y[keep])))) if keep.any() else 0.0
-    failure = agrees(m, own)
+    failure = agrees(m, own if coarser == 1 else coarser * max(own, m.delta))
     return [] if failure is None else [failure]
 
 
@@ -204,7 +206,7 @@ def _decide(
         sentence = f"no sample could have shown a difference: the original's outputs are {listed} in all {len(reasons)}"
     else:
         verdict, sentence = _passed(found, figures, has_exact, has_provider)
-    return Judgement(verdict, sentence, reasons, figures, warnings)
+    return Judgement(verdict, sentence, reasons, figures, warnings, by_question["arithmetic"])
 
 
 def _passed(found: Found, figures: dict[str, Any], has_exact: bool, has_provider: bool) -> tuple[Verdict, str]:

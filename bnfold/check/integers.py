@@ -12,8 +12,10 @@ import onnx
 from bnfold.files import ModelFile, save
 from bnfold.reference import Evaluator
 
+from .catalogue import Choice
 from .inputs import Sample
 from .providers import Provider, ProviderError
+from .settings import Settings
 
 __all__ = ["changed"]
 
@@ -21,11 +23,16 @@ Array = npt.NDArray[Any]
 
 
 def changed(
-    original: ModelFile, candidate: ModelFile, names: Sequence[str], samples: Sequence[Sample], *, provider: bool
+    original: ModelFile,
+    candidate: ModelFile,
+    names: Sequence[str],
+    samples: Sequence[Sample],
+    provider: Choice | None,
+    settings: Settings,
 ) -> dict[str, str]:
     """What changed, a sentence for each name. Both run on all samples, on the provider or else by the judge."""
     try:
-        mine, theirs = (_values(file, names, samples, provider) for file in (original, candidate))
+        mine, theirs = (_values(file, names, samples, provider, settings) for file in (original, candidate))
     except ProviderError as error:
         return dict.fromkeys(names, f"it could not be looked at ({error}).")
     found: dict[str, str] = {}
@@ -37,16 +44,20 @@ def changed(
     return found
 
 
-def _values(file: ModelFile, names: Sequence[str], samples: Sequence[Sample], provider: bool) -> list[list[Array]]:
+def _values(
+    file: ModelFile, names: Sequence[str], samples: Sequence[Sample], provider: Choice | None, settings: Settings
+) -> list[list[Array]]:
     model = onnx.ModelProto()
     model.CopyFrom(file.model)
     del model.graph.output[:]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    if not provider:
+    if provider is None:
         evaluator = Evaluator(model, dtype=None, directory=file.directory)
         with np.errstate(all="ignore"):
             return [_listed(evaluator.run(sample.feeds), names) for sample in samples]
-    with Provider() as runtime:
+    with Provider(
+        provider, threads=settings.threads, timeout=settings.timeout, libraries=settings.custom_ops
+    ) as runtime:
         path = runtime.folder / "rounded.onnx"
         save(model, path, directory=file.directory)
         runtime.load(path)

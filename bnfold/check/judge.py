@@ -4,7 +4,7 @@ One variant is in memory at a time; only outputs are kept. The variants: the ori
 candidate with its weights before rounding, and the original with its weights perturbed by ±u.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,8 +47,13 @@ class Judge:
         self._own: Evaluator | None = None
         self.moments = Moments(stored_statistics(self._original, original.directory))
 
+        self._known: dict[tuple[str, int], list[dict[str, Array]]] = {}  # a further provider asks for the same again
+
     def original(self) -> list[dict[str, Array]]:
         """y64 of every sample; `moments` are then what the BatchNormalizations saw."""
+        return self._once(("original", 0), self._original_outputs)
+
+    def _original_outputs(self) -> list[dict[str, Array]]:
         y = self._run(self._original, 0, moments=self.moments)
         integers = [name for name in self.outputs if y and y[0][name].dtype.kind in "iub"]
         for name in integers:
@@ -69,17 +74,29 @@ class Judge:
 
     def candidate(self) -> list[dict[str, Array]]:
         """y64' of every sample: the weights as they are stored."""
-        return self._run(self._files[1].model, 1)
+        return self._once(("candidate", 0), lambda: self._run(self._files[1].model, 1))
 
     def exact(self) -> list[dict[str, Array]] | None:
         """y64*: the weights before they were rounded; None for a candidate of unknown make."""
-        return None if self._exact is None else self._run(self._files[1].model, 1, self._exact)
+        exact = self._exact
+        if exact is None:
+            return None
+        return self._once(("exact", 0), lambda: self._run(self._files[1].model, 1, exact))
 
     def draw(self, number: int, seed: int, *, wide: bool = False) -> list[dict[str, Array]]:
         """The original with each weight moved by ±u, or by ±32u."""
         scale, draw = (WIDE, _WIDE_DRAW + number) if wide else (1.0, number)
-        model, moved = self._weights.perturbed(seed, draw, scale)
-        return self._run(model, 0, moved)
+
+        def run() -> list[dict[str, Array]]:
+            model, moved = self._weights.perturbed(seed, draw, scale)
+            return self._run(model, 0, moved)
+
+        return self._once((f"draw {seed}", draw), run)
+
+    def _once(self, key: tuple[str, int], run: Callable[[], list[dict[str, Array]]]) -> list[dict[str, Array]]:
+        if key not in self._known:
+            self._known[key] = run()
+        return self._known[key]
 
     def margin(self, output: str, y: Mapping[str, Array]) -> Array | None:
         """By how much the float producer of an integer output must change before each element can flip."""

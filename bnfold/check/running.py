@@ -25,7 +25,7 @@ from .calibration import calibrated as calibrate
 from .cost import Cost, estimate
 from .given import read_samples
 from .inputs import KINDS, Recipe, Sample, generate, recipe
-from .providers import Provider, ProviderDied, ProviderError
+from .providers import NotLoaded, Provider, ProviderDied, ProviderError
 from .sizes import GraphInput, attempts, graph_inputs, shapes_for
 from .verdict import Settled, Verdict
 
@@ -34,10 +34,12 @@ __all__ = [
     "Provided",
     "comparable_outputs",
     "load_original",
+    "model_path",
     "opened",
     "run_pair",
     "same_interface",
     "samples_for",
+    "starved",
 ]
 
 Array = npt.NDArray[Any]
@@ -218,20 +220,30 @@ def model_path(file: ModelFile, folder: Path, name: str) -> Path:
     """A file that the provider can read: the model's own, or a copy in `folder` when it has none in binary form."""
     if file.path is not None and format_of(file.path) == BINARY:
         return file.path.absolute()
-    save(file.model, folder / name, directory=file.directory)
+    if not (folder / name).exists():
+        save(file.model, folder / name, directory=file.directory)
     return folder / name
 
 
 def load_original(provider: Provider, file: ModelFile) -> None:
-    """Raises Settled (inconclusive) when the runtime refuses the original or dies of it."""
+    """Raises Settled (inconclusive) when the provider does not load, or refuses the original or dies of it."""
     try:
         provider.load(model_path(file, provider.folder, "original.onnx"))
+    except NotLoaded as error:
+        raise Settled(Verdict.INCONCLUSIVE, f"{error}".rstrip(".")) from error
     except ProviderError as error:
-        raise Settled(Verdict.INCONCLUSIVE, f"onnxruntime cannot run the original: {error}".rstrip(".")) from error
+        hint = "; --custom-ops registers a library that has it" if "not a registered function/op" in str(error) else ""
+        on = "" if provider.choice.is_cpu else f" on {provider.choice.short}"
+        raise Settled(
+            Verdict.INCONCLUSIVE, f"onnxruntime cannot run the original{on}: {error}".rstrip(".") + hint
+        ) from error
 
 
 def run_pair(provider: Provider, samples: Sequence[Sample], candidate: ModelFile) -> Provided:
-    """Run both models on all samples; the original is loaded already. A candidate that fails is not equivalent."""
+    """Run both models on all samples; the original is loaded already.
+
+    A candidate that fails is not equivalent; one that was stopped for want of time or memory is not known to be.
+    """
     kept: list[Sample] = []
     provided = Provided(())
     for sample in samples:
@@ -249,15 +261,23 @@ def run_pair(provider: Provider, samples: Sequence[Sample], candidate: ModelFile
     try:
         provider.load(model_path(candidate, provider.folder, "candidate.onnx"))
     except ProviderError as error:
-        raise Settled(
-            Verdict.NOT_EQUIVALENT, f"onnxruntime loads the original but not the candidate: {error}".rstrip(".")
-        ) from error
+        raise _candidate_failed("loads", error) from error
     for sample in kept:
         try:
             provided.candidate.append(provider.run(sample.feeds))
         except ProviderError as error:
-            raise Settled(
-                Verdict.NOT_EQUIVALENT, f"onnxruntime runs the original but not the candidate: {error}".rstrip(".")
-            ) from error
+            raise _candidate_failed("runs", error) from error
     provided.samples = tuple(kept)
     return provided
+
+
+def starved(error: ProviderError) -> bool:
+    """It failed for want of time or memory, which says nothing about the model."""
+    return "memory ran out" in str(error) or (isinstance(error, ProviderDied) and error.exhausted)
+
+
+def _candidate_failed(does: str, error: ProviderError) -> Settled:
+    return Settled(
+        Verdict.INCONCLUSIVE if starved(error) else Verdict.NOT_EQUIVALENT,
+        f"onnxruntime {does} the original but not the candidate: {error}".rstrip("."),
+    )

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
@@ -26,3 +27,6 @@ class Settings:
     integers: tuple[str, ...] = ()
     timeout: float | None = None
     certificate_only: bool = False
+    providers: tuple[str, ...] | None = None
+    tf32: bool = False
+    custom_ops: tuple[Path, ...] = ()

@@ -9,9 +9,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from .records import ProviderRecord
 
 __all__ = ["Certificate", "CheckResult", "SampleRecord", "Settled", "Verdict"]
 
@@ -86,7 +89,8 @@ class CheckResult:
     """The verdict on a pair of models. Truthy when they are equivalent.
 
     `figures` holds what gate 3 measured, a mapping of plain numbers and texts; rms values are in units of the output.
-    `provider` names what ran the models, None when nothing did. `samples` are the inputs, made from `seed`.
+    `provider` names what ran the models, None when nothing did; `providers` says of each what it did, and with several
+    `figures` are the first one's. `samples` are the inputs, made from `seed`.
     """
 
     verdict: Verdict
@@ -98,6 +102,7 @@ class CheckResult:
     seed: int = 0
     warnings: tuple[str, ...] = ()
     flipped: Mapping[str, str] = field(default_factory=dict[str, str])  # values that had to stay the same bits
+    providers: "tuple[ProviderRecord, ...]" = ()
 
     def __bool__(self) -> bool:
         return self.verdict.passed
@@ -128,6 +133,7 @@ class CheckResult:
             },
             "gate3": _json_safe(self.figures),
             "provider": self.provider,
+            "providers": [_json_safe(record.to_dict()) for record in self.providers],
             "samples": [sample.to_dict() for sample in self.samples],
             "seed": self.seed,
             "warnings": list(self.warnings),
@@ -144,6 +150,10 @@ class CheckResult:
         else:
             lines.append("gate 1  was not asked")
         lines.extend(f"gate 3  {line}" for line in self.figures.get("lines", ()))
+        for record in self.providers:
+            if len(self.providers) > 1 and record.figures is not self.figures:
+                lines.extend(f"{record.short:<7} {line}" for line in record.figures.get("lines", ()))
+            lines.extend(f"{record.short:<7} {line}" for line in record.lines())
         if self.samples:
             kinds = ", ".join(dict.fromkeys(sample.kind for sample in self.samples))
             lines.append(f"inputs  {self.counted} of {len(self.samples)} samples counted ({kinds}), seed {self.seed}")

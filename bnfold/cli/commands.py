@@ -113,6 +113,12 @@ _what_to_fold = _options(
         help="Where only the scale of a BatchNormalization can go, fold that and leave an Add of the shift.",
     ),
 )
+_timeout = click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="Stop the runtime when it loads or runs a model for longer. Default: 600, and 60 for the doctor.",
+)
 _how_to_check = _options(
     click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads for the runtime. Default: its own."),
     click.option(
@@ -147,6 +153,23 @@ _how_to_check = _options(
         "--seed", type=click.IntRange(0), default=0, metavar="N", help="Seed of the check's inputs. Default: 0."
     ),
     click.option("--samples", type=click.IntRange(1), metavar="N", help="How many random samples the check uses."),
+    click.option(
+        "--provider",
+        "providers",
+        multiple=True,
+        metavar="NAME",
+        help="Run both models on this execution provider: cpu, cuda, openvino, ... or all that load; repeatable, "
+        "comma lists too. Default: cpu.",
+    ),
+    click.option("--tf32", is_flag=True, help="Let NVIDIA's providers compute float32 products in TF32."),
+    _timeout,
+    click.option(
+        "--custom-ops",
+        type=click.Path(readable=False, path_type=Path),
+        multiple=True,
+        metavar="LIB",
+        help="A shared library of custom operators for the runtime; repeatable.",
+    ),
 )
 
 
@@ -284,6 +307,21 @@ def hook(models: tuple[Path, ...]) -> int:
     from .hook import run_hook
 
     return run_hook(models)
+
+
+@bnfold.command("doctor")
+@_timeout
+@_how_to_say
+def doctor(timeout: float | None, **others: Any) -> int:
+    """Try each execution provider on one node.
+
+    Lists what is installed, finds packages that are in each other's way, and says which commands repair it.
+    """
+    from .doctor import run_doctor
+
+    console = _console(others)
+    with console.reporting():
+        return run_doctor(console, timeout)
 
 
 def _console(given: dict[str, Any], *, fail_on_unfolded: bool = False) -> Console:

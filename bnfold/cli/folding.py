@@ -51,11 +51,16 @@ class Checking:
     certificate_only: bool = False
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict[str, "tuple[float, float]"])
     calibrated: bool = False
+    timeout: float | None = None
+    providers: tuple[str, ...] = ()
+    tf32: bool = False
+    custom_ops: tuple[Path, ...] = ()
 
     def arguments(self) -> dict[str, Any]:
         """As keyword arguments of `check`."""
         given = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "wanted"}
-        return {name: None if value in ((), {}) else value for name, value in given.items()}
+        empty = {name for name, value in given.items() if value in ((), {}) and name != "custom_ops"}
+        return {name: None if name in empty else value for name, value in given.items()}
 
 
 @dataclass(frozen=True, slots=True)

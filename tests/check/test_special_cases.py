@@ -148,7 +148,7 @@ def test_hang() -> None:
 def test_hang_of_the_candidate_alone() -> None:
     """The original answers at once."""
     quick = model([helper.make_node("Cos", ["x"], ["y"])], {}, [value("x", 4)], [value("y", 4)])
-    expect(check(quick, endless(), timeout=1.0, samples=1), Verdict.NOT_EQUIVALENT, "not the candidate")
+    expect(check(quick, endless(), timeout=1.0, samples=1), Verdict.INCONCLUSIVE, "not the candidate", "within 1 s")
 
 
 def test_needs_more_memory_than_there_is() -> None:
@@ -200,7 +200,7 @@ def test_no_judge_for_an_op() -> None:
 
     expect(check(trilu(W), trilu(W)), Verdict.EQUIVALENT, "no float64 judge", "Trilu")
     expect(check(trilu(W), trilu(W * 1.01)), Verdict.NOT_EQUIVALENT, "no float64 judge")
-    expect(check(trilu(W), trilu(W * np.float32(1 + 6e-5))), Verdict.INCONCLUSIVE, "may be rounding or not")
+    expect(check(trilu(W), trilu(W * np.float32(1 + 6e-5))), Verdict.NOT_EQUIVALENT, "may be rounding or not")
 
 
 def test_underflow_is_no_disagreement() -> None:
