@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import onnx
 
-from . import rewrite
+from . import rewrite, sources
 from .files import ModelFile, load
 from .functions import inlined
 from .graph import Graph, Node, overridable_inputs
 from .loop import Folder
-from .reasons import Reason
+from .reasons import Reason, Refusal
 from .report import FoldReport, Kept
 from .result import FoldResult
 
@@ -74,10 +74,12 @@ def fold_leaving(
     max_growth: int | Callable[[int], int] | None = None,
     aggressive: bool = False,
     partial: bool = False,
+    read: Callable[[Graph, Node], sources.Source | Refusal] = sources.read,
 ) -> FoldResult:
     """`fold`, but sources in front of the rounding ops named in `leave` stay, for the reason given there (None: all).
 
     max_growth: may also be a function of the model's size in bytes.
+    read: what a source's map is; the check's faults.py reads one wrongly on purpose.
     """
     source = load(model)
     if max_growth is None:
@@ -93,7 +95,7 @@ def fold_leaving(
         model, stored = flat, onnx.ModelProto()
         stored.CopyFrom(flat)
     main = Graph(model.graph, opsets, source.directory, stored=stored.graph, overridable=overridable)
-    folder = Folder(tuple(skip), tuple(only), limit, leave, aggressive=aggressive, partly=partial)
+    folder = Folder(tuple(skip), tuple(only), limit, leave, aggressive=aggressive, partly=partial, read=read)
     graphs = list(_nested(main))
     before = sum(g.size() for g in graphs)
     runs = [run for graph in graphs for run in folder.runs(graph)]

@@ -22,6 +22,7 @@ class Judgement:
     counted: list[str]  # for each sample why it does not count, "" where it does
     figures: dict[str, Any] = field(default_factory=dict[str, Any])
     warnings: list[str] = field(default_factory=list[str])
+    failed: frozenset[str] = frozenset()  # the questions that failed: same_function, arithmetic, judge
 
 
 @dataclass

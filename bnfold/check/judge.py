@@ -5,6 +5,7 @@ candidate with its weights before rounding, and the original with its weights pe
 """
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ class Judge:
         inside = {proto.name for body in bodies(candidate.model.graph.node) for proto in body.initializer}
         whole = exact is not None and not inside.isdisjoint(exact)
         self._exact = exact if whole or _bodies(original.model) == _bodies(candidate.model) else None
+        self._kept: dict[tuple[object, ...], list[dict[str, Array]]] = {}  # what was evaluated of the original
         self._samples = samples
         self._weights = Weights(self._original, original.directory)
         self.outputs = tuple(value.name for value in original.model.graph.output)
@@ -45,8 +47,20 @@ class Judge:
         self._extra: tuple[str, ...] = ()
         self._own: Evaluator | None = None
 
+    def beside(self, candidate: ModelFile) -> "Judge":
+        """The judge of another candidate, of unknown make; what is evaluated of the original is shared."""
+        self.original()
+        other = copy(self)
+        other._files, other._exact = (self._files[0], candidate), None
+        return other
+
     def original(self) -> list[dict[str, Array]]:
         """y64 of every sample."""
+        if ("y",) not in self._kept:
+            self._kept["y",] = self._first()
+        return self._kept["y",]
+
+    def _first(self) -> list[dict[str, Array]]:
         y = self._run(self._original, 0)
         integers = [name for name in self.outputs if y and y[0][name].dtype.kind in "iub"]
         for name in integers:
@@ -60,10 +74,12 @@ class Judge:
 
     def own_types(self, index: int) -> dict[str, Array]:
         """The original under the judge in its own types, for one sample."""
-        if self._own is None:
-            self._own = Evaluator(self._files[0].model, dtype=None, directory=self._files[0].directory)
-        with np.errstate(all="ignore"):
-            return self._own.run(self._samples[index].feeds)
+        if ("own", index) not in self._kept:
+            if self._own is None:
+                self._own = Evaluator(self._files[0].model, dtype=None, directory=self._files[0].directory)
+            with np.errstate(all="ignore"):
+                self._kept["own", index] = [self._own.run(self._samples[index].feeds)]
+        return self._kept["own", index][0]
 
     def candidate(self) -> list[dict[str, Array]]:
         """y64' of every sample: the weights as they are stored."""
@@ -76,8 +92,10 @@ class Judge:
     def draw(self, number: int, seed: int, *, wide: bool = False) -> list[dict[str, Array]]:
         """The original with each weight moved by ±u, or by ±32u."""
         scale, draw = (WIDE, _WIDE_DRAW + number) if wide else (1.0, number)
-        model, moved = self._weights.perturbed(seed, draw, scale)
-        return self._run(model, 0, moved)
+        if (seed, draw) not in self._kept:
+            model, moved = self._weights.perturbed(seed, draw, scale)
+            self._kept[seed, draw] = self._run(model, 0, moved)
+        return self._kept[seed, draw]
 
     def margin(self, output: str, y: Mapping[str, Array]) -> Array | None:
         """By how much the float producer of an integer output must change before each element can flip."""

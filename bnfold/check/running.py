@@ -6,7 +6,7 @@ model is checked with the same samples on every machine.
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ __all__ = [
     "comparable_outputs",
     "load_original",
     "opened",
+    "run_candidate",
+    "run_original",
     "run_pair",
     "same_interface",
     "samples_for",
@@ -213,6 +215,11 @@ def load_original(provider: Provider, file: ModelFile) -> None:
 
 def run_pair(provider: Provider, samples: Sequence[Sample], candidate: ModelFile) -> Provided:
     """Run both models on all samples; the original is loaded already. A candidate that fails is not equivalent."""
+    return run_candidate(provider, run_original(provider, samples), candidate)
+
+
+def run_original(provider: Provider, samples: Sequence[Sample]) -> Provided:
+    """Run the original, which is loaded already; samples that it does not run on are left out."""
     kept: list[Sample] = []
     provided = Provided(())
     for sample in samples:
@@ -227,18 +234,24 @@ def run_pair(provider: Provider, samples: Sequence[Sample], candidate: ModelFile
                 raise Settled(Verdict.INCONCLUSIVE, f"onnxruntime does not run the original: {refusal}") from error
             continue
         kept.append(sample)
+    provided.samples = tuple(kept)
+    return provided
+
+
+def run_candidate(provider: Provider, originals: Provided, candidate: ModelFile) -> Provided:
+    """The candidate on the samples that the original ran on; one that fails is not equivalent."""
+    provided = replace(originals, candidate=[])
     try:
         provider.load(model_path(candidate, provider.folder, "candidate.onnx"))
     except ProviderError as error:
         raise Settled(
             Verdict.NOT_EQUIVALENT, f"onnxruntime loads the original but not the candidate: {error}".rstrip(".")
         ) from error
-    for sample in kept:
+    for sample in provided.samples:
         try:
             provided.candidate.append(provider.run(sample.feeds))
         except ProviderError as error:
             raise Settled(
                 Verdict.NOT_EQUIVALENT, f"onnxruntime runs the original but not the candidate: {error}".rstrip(".")
             ) from error
-    provided.samples = tuple(kept)
     return provided

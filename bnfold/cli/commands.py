@@ -204,11 +204,13 @@ def explain(
 @bnfold.command("check")
 @click.argument("original", type=_MODEL)
 @click.argument("candidate", type=_MODEL)
+@click.option("--power", is_flag=True, help="Plant known faults in a fold of ORIGINAL and say how many are caught.")
 @_how_to_check
 @_how_to_say
 def check(
     original: Path,
     candidate: Path,
+    power: bool,
     as_json: bool,
     quiet: bool,
     **others: Any,
@@ -222,4 +224,5 @@ def check(
         candidate,
         chosen(Checking, others, wanted=True),
         Console(quiet, json=as_json),
+        power=power,
     )
