@@ -55,7 +55,7 @@ class _Norm:
 
 def faulty(result: FoldResult, fault: str, count: int, seed: int) -> Iterator[Planted]:
     """Up to `count` models with `fault` (a key of FAULTS) in different places, drawn with `seed`; fewer where it
-    applies to fewer. `result` is the fold of its source with default options."""
+    applies to fewer. `result` is the fold of its source, by `fold` or by `fold_leaving` with no rounding allowed."""
     rng = np.random.default_rng([seed, zlib.crc32(fault.encode())])
     for at, model in islice(FAULTS[fault](result, rng), count):
         yield Planted(fault, at, model)
@@ -113,7 +113,10 @@ def _refolded(
         return Source(source.node, source.slot, wrong, source.inverse)
 
     source = result.source
-    again = fold_leaving(source.path if source.path is not None else source.model, {}, read=read_wrongly)
+    leave: Mapping[str, str] | None = (
+        {} if result.rounded else None
+    )  # what stands in front of an op that rounds was folded, or stayed
+    again = fold_leaving(source.path if source.path is not None else source.model, leave, read=read_wrongly)
     if not planted or place not in {(r.node.at, r.node.order) for r in again.records}:
         return None
     return again.model if _differ(result, again) else None

@@ -166,6 +166,17 @@ def test_nothing_to_plant_a_fault_in() -> None:
     assert not result.outcomes and "folds nothing" in result.warnings[0]
 
 
+def test_no_fault_is_planted_in_front_of_an_op_that_rounds() -> None:
+    """Such a source folds only where the check finds the same integers, so its fold may not be right."""
+    b = Builder()
+    x = b.norm(b.op("Conv", b.input("x", 2, 3, 7, 8), b.weight(5, 3, 3, 3, name="first")), 5)
+    y = b.norm(b.op("Conv", b.op("Relu", x), b.weight(4, 5, 3, 3, name="second")), 4)
+    result = found(b.model(b.op("Floor", y)))
+    assert result.folded == 1 and result.outcomes
+    assert not any("second" in each.at for each in result.outcomes)
+    assert not result.alarm and not result.missed
+
+
 def test_without_gate_3_the_first_gate_is_still_asked() -> None:
     b = Builder()
     y = b.norm(b.op("Conv", b.input("x", 2, 3, 7, 8), b.weight(5, 3, 3, 3)), 5)
