@@ -28,7 +28,7 @@ def row(path: Path, seeds: int, per_fault: int, samples: int | None) -> tuple[li
     for seed in range(seeds):
         found = power(path, per_fault=per_fault, samples=samples, seed=seed)
         if not found.folded:
-            return outcomes, 0, "nothing folds"
+            return outcomes, 0, found.warnings[0]
         outcomes += found.outcomes
         own = bnfold.fold(path).check(samples=samples, seed=seed)
         if own.flipped:  # as `bnfold MODEL` does: a source in front of an op that rounds stays, if the integers change
