@@ -19,8 +19,11 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from .check import check_command
+from .faults import faults_command
 from .latency import latency_command
 from .models import models_command
+from .peers import peers_command
 
 CHANNELS = 8
 ORT = """
@@ -100,6 +103,9 @@ def fold_command(pairs: tuple[int, ...], runs: int) -> None:
 
 
 main.add_command(models_command)
+main.add_command(check_command)
+main.add_command(faults_command)
+main.add_command(peers_command)
 main.add_command(latency_command)
 
 if __name__ == "__main__":

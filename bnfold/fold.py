@@ -12,12 +12,12 @@ from contextlib import contextmanager
 
 import onnx
 
-from . import receipt, rewrite
+from . import receipt, rewrite, sources
 from .files import ModelFile, load
 from .functions import inlined
 from .graph import Graph, Node, overridable_inputs
 from .loop import Folder
-from .reasons import Reason
+from .reasons import Reason, Refusal
 from .report import FoldReport, Kept
 from .result import FoldResult
 
@@ -76,14 +76,16 @@ def fold_leaving(
     max_growth: int | Callable[[int], int] | None = None,
     aggressive: bool = False,
     partial: bool = False,
+    read: Callable[[Graph, Node], sources.Source | Refusal] = sources.read,
 ) -> FoldResult:
     """`fold`, but sources in front of the rounding ops named in `leave` stay, for the reason given there (None: all).
 
     max_growth: may also be a function of the model's size in bytes.
+    read: what a source's map is; the check's faults.py reads one wrongly on purpose.
     """
     with _no_collector():
         return _fold_leaving(
-            model, leave, (tuple(skip), tuple(only)), freeze_inputs, keep_inputs, max_growth, aggressive, partial
+            model, leave, (tuple(skip), tuple(only)), freeze_inputs, keep_inputs, max_growth, aggressive, partial, read
         )
 
 
@@ -108,6 +110,7 @@ def _fold_leaving(
     max_growth: int | Callable[[int], int] | None,
     aggressive: bool,
     partial: bool,
+    read: Callable[[Graph, Node], sources.Source | Refusal],
 ) -> FoldResult:
     source = load(model)
     if max_growth is None:
@@ -123,7 +126,7 @@ def _fold_leaving(
         model, stored = flat, onnx.ModelProto()
         stored.CopyFrom(flat)
     main = Graph(model.graph, opsets, source.directory, stored=stored.graph, overridable=overridable)
-    folder = Folder(*patterns, limit, leave, aggressive=aggressive, partly=partial)
+    folder = Folder(*patterns, limit, leave, aggressive=aggressive, partly=partial, read=read)
     graphs = list(_nested(main))
     before = sum(g.size() for g in graphs)
     runs = [run for graph in graphs for run in folder.runs(graph)]

@@ -106,8 +106,9 @@ class Folder:
         *,
         aggressive: bool,
         partly: bool,
+        read: Callable[[Graph, Node], sources.Source | Refusal] = sources.read,
     ) -> None:
-        self._aggressive, self._partial = aggressive, partly
+        self._aggressive, self._partial, self._read = aggressive, partly, read
         self._skip, self._only, self._max_growth, self._leave = skip, only, max_growth, leave
         self._rounding: dict[Graph, Mapping[str, Node]] = {}
         self.rounded: dict[str, str] = {}  # source -> the value that an op makes by rounding what comes from it
@@ -183,7 +184,9 @@ class Folder:
         return records
 
     def _may_take_the_shortcut(self, graph: Graph) -> bool:
-        return not (self._skip or self._only) and not any(_rounds(node) for node in graph.nodes)
+        if self._skip or self._only or self._read is not sources.read:
+            return False
+        return not any(_rounds(node) for node in graph.nodes)
 
     def _fits(self, pair: Pair) -> bool:
         return pair.growth <= 0 or self.growth + pair.growth <= self._max_growth
@@ -210,7 +213,7 @@ class Folder:
         if not sources.is_source(graph, node):
             run.refusals.pop(node, None)  # what became of its neighbours made it a minimal bias
             return False, set()
-        source = sources.read(graph, node)
+        source = self._read(graph, node)
         if isinstance(source, Refusal):
             run.refusals[node] = [source]
             return False, {node}

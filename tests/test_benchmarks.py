@@ -1,14 +1,16 @@
 """The measurements run, and measure what they say: the chain folds whole and stays the same function."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import bnfold
-from benchmarks.__main__ import chain
+from benchmarks.__main__ import chain, main
 
 pytest.importorskip("onnxruntime")
 
@@ -36,3 +38,22 @@ def test_the_chain_folds_whole():
     result = bnfold.fold(chain(12))
     assert [n.op_type for n in result.model.graph.node] == ["Conv"] * 12
     assert result.check()
+
+
+def test_the_check_benchmark_counts_who_passes_what():
+    done = CliRunner().invoke(main, ["check", "--seeds", "1", "--type", "float32"], catch_exceptions=False)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if "fold" in line]
+    faults = [line.split("|")[1:-1] for line in done.stdout.splitlines() if "fault:" in line]
+    correct = [row for row in rows if row[0].startswith("correct")]
+    assert len(correct) == 4 and all(row[-2:] == ["1", "1"] for row in correct)
+    assert len(faults) == 9 and all(int(row[-1]) == 0 for row in faults)
+
+
+def test_the_faults_benchmark_catches_all_in_a_trained_net(tmp_path: Path):
+    shutil.copy(Path(__file__).parents[1] / "models/mlp.onnx", tmp_path)
+    arguments = ["faults", str(tmp_path), "--seeds", "1", "--per-fault", "1", "--samples", "2"]
+    done = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    (row,) = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("| mlp")]
+    assert int(row[1]) == int(row[5]) == 9
+    assert int(row[7]) == 0

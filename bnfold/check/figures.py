@@ -23,6 +23,7 @@ class Judgement:
     figures: dict[str, Any] = field(default_factory=dict[str, Any])
     warnings: list[str] = field(default_factory=list[str])
     worse: list[Failure] = field(default_factory=list[Failure])  # bounds of question (b) that were exceeded
+    failed: frozenset[str] = frozenset()  # the questions that failed: same_function, arithmetic, judge
 
 
 @dataclass

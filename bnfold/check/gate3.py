@@ -206,7 +206,8 @@ def _decide(
         sentence = f"no sample could have shown a difference: the original's outputs are {listed} in all {len(reasons)}"
     else:
         verdict, sentence = _passed(found, figures, has_exact, has_provider)
-    return Judgement(verdict, sentence, reasons, figures, warnings, by_question["arithmetic"])
+    failed = {f.question for f in found.failures} | ({"arithmetic"} if exactly else set[str]())
+    return Judgement(verdict, sentence, reasons, figures, warnings, by_question["arithmetic"], frozenset(failed))
 
 
 def _passed(found: Found, figures: dict[str, Any], has_exact: bool, has_provider: bool) -> tuple[Verdict, str]:

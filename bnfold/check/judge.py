@@ -5,6 +5,7 @@ candidate with its weights before rounding, and the original with its weights pe
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,14 @@ class Judge:
         self.moments = Moments(stored_statistics(self._original, original.directory))
 
         self._known: dict[tuple[str, int], list[dict[str, Array]]] = {}  # a further provider asks for the same again
+        self._of_candidate: dict[tuple[str, int], list[dict[str, Array]]] = {}
+
+    def beside(self, candidate: ModelFile) -> "Judge":
+        """The judge of another candidate, of unknown make; what is evaluated of the original is shared."""
+        self.original()
+        other = copy(self)
+        other._files, other._exact, other._of_candidate = (self._files[0], candidate), None, {}
+        return other
 
     def original(self) -> list[dict[str, Array]]:
         """y64 of every sample; `moments` are then what the BatchNormalizations saw."""
@@ -67,10 +76,14 @@ class Judge:
 
     def own_types(self, index: int) -> dict[str, Array]:
         """The original under the judge in its own types, for one sample."""
-        if self._own is None:
-            self._own = Evaluator(self._files[0].model, dtype=None, directory=self._files[0].directory)
-        with np.errstate(all="ignore"):
-            return self._own.run(self._samples[index].feeds)
+
+        def run() -> list[dict[str, Array]]:
+            if self._own is None:
+                self._own = Evaluator(self._files[0].model, dtype=None, directory=self._files[0].directory)
+            with np.errstate(all="ignore"):
+                return [self._own.run(self._samples[index].feeds)]
+
+        return self._once(("own types", index), run)[0]
 
     def candidate(self) -> list[dict[str, Array]]:
         """y64' of every sample: the weights as they are stored."""
@@ -94,9 +107,10 @@ class Judge:
         return self._once((f"draw {seed}", draw), run)
 
     def _once(self, key: tuple[str, int], run: Callable[[], list[dict[str, Array]]]) -> list[dict[str, Array]]:
-        if key not in self._known:
-            self._known[key] = run()
-        return self._known[key]
+        known = self._of_candidate if key[0] in ("candidate", "exact") else self._known
+        if key not in known:
+            known[key] = run()
+        return known[key]
 
     def margin(self, output: str, y: Mapping[str, Array]) -> Array | None:
         """By how much the float producer of an integer output must change before each element can flip."""

@@ -14,7 +14,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from bnfold.weights import read
 
-__all__ = ["Weights", "bodies", "lifted", "unit_roundoff"]
+__all__ = ["Weights", "bodies", "lifted", "roundoff", "unit_roundoff"]
 
 Array = npt.NDArray[Any]
 
@@ -43,6 +43,11 @@ _EXACT_SLOTS: dict[str, tuple[int, ...]] = {
     "Mod": (0, 1),
     "QuantizeLinear": (1,),
 }
+
+
+def roundoff(data_type: int) -> float:
+    """u of a floating type, given as ONNX's TensorProto code."""
+    return _ROUNDOFF[data_type]
 
 
 def unit_roundoff(model: ModelProto) -> float:

@@ -7,7 +7,7 @@ model is checked with the same samples on every machine.
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ __all__ = [
     "load_original",
     "model_path",
     "opened",
+    "run_candidate",
+    "run_original",
     "run_pair",
     "same_interface",
     "samples_for",
@@ -244,6 +246,11 @@ def run_pair(provider: Provider, samples: Sequence[Sample], candidate: ModelFile
 
     A candidate that fails is not equivalent; one that was stopped for want of time or memory is not known to be.
     """
+    return run_candidate(provider, run_original(provider, samples), candidate)
+
+
+def run_original(provider: Provider, samples: Sequence[Sample]) -> Provided:
+    """Run the original, which is loaded already; samples that it does not run on are left out."""
     kept: list[Sample] = []
     provided = Provided(())
     for sample in samples:
@@ -258,16 +265,22 @@ def run_pair(provider: Provider, samples: Sequence[Sample], candidate: ModelFile
                 raise Settled(Verdict.INCONCLUSIVE, f"onnxruntime does not run the original: {refusal}") from error
             continue
         kept.append(sample)
+    provided.samples = tuple(kept)
+    return provided
+
+
+def run_candidate(provider: Provider, originals: Provided, candidate: ModelFile) -> Provided:
+    """The candidate on the samples that the original ran on; one that fails is not equivalent."""
+    provided = replace(originals, candidate=[])
     try:
         provider.load(model_path(candidate, provider.folder, "candidate.onnx"))
     except ProviderError as error:
         raise _candidate_failed("loads", error) from error
-    for sample in kept:
+    for sample in provided.samples:
         try:
             provided.candidate.append(provider.run(sample.feeds))
         except ProviderError as error:
             raise _candidate_failed("runs", error) from error
-    provided.samples = tuple(kept)
     return provided
 
 

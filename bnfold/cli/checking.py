@@ -16,30 +16,49 @@ if TYPE_CHECKING:
     from ..files import ModelFile
 
 
-def run_check(original: Path, candidate: Path, checking: Checking, accept: frozenset[str], console: Console) -> int:
-    """`bnfold check`: returns the exit code."""
+_OF_POWER = ("samples", "seed", "inputs", "shapes", "threads")  # the options that the planted faults are judged with
+
+
+def run_check(
+    original: Path,
+    candidate: Path,
+    checking: Checking,
+    accept: frozenset[str],
+    console: Console,
+    *,
+    power: bool = False,
+) -> int:
+    """`bnfold check`: returns the exit code. power: plant faults, and say how many were caught."""
     console.clear_of(original, candidate)
     from ..check import check
     from ..fold import fold
 
     arguments = checking.arguments()
-    with console.progress(2) as step:
+    with console.progress(3 if power else 2) as step:
         step("reading")
         pair = [files.load(path) for path in (original, candidate)]
         inside: dict[str, Any] = fold(candidate).report.to_dict() if console.fail_on_unfolded else {}
         step("checking")
         result = check(original, candidate, **arguments)
+        planted = None
+        if power:
+            from ..check.power import power as power_of
+
+            step("planting faults")
+            planted = power_of(original, **{name: arguments[name] for name in _OF_POWER})
     left = _left(inside)
     held = receipt.read(candidate, pair[1].model)
     if held is not None:
         same = "this original" if held.source_sha256 == pair[0].sha256 else "another file than this original"
         left.append(f"receipt the candidate says that it was made from {same}")
-    console.say("\n".join([*str(result).splitlines()[:-1], *left, ""]))
+    lines = [] if planted is None else str(planted).splitlines()
+    console.say("\n".join([*str(result).splitlines()[:-1], *left, *lines, ""]))
     word, sentence, code = _verdict(result, len(left) - (held is not None), accept)
 
     def parts() -> dict[str, Any]:
         source, other = (_about(each) for each in pair)
-        return {"source": source, "result": other, **inside, "check": result.to_dict()}
+        found = result.to_dict() if planted is None else {**result.to_dict(), "power": planted.to_dict()}
+        return {"source": source, "result": other, **inside, "check": found}
 
     return console.finish("check", word, sentence, code, parts)
 

@@ -270,6 +270,7 @@ def explain(model: Path, **others: Any) -> int:
     is_flag=True,
     help="Run nothing: fold ORIGINAL again and compare every weight of CANDIDATE. For folds that bnfold made.",
 )
+@click.option("--power", is_flag=True, help="Plant known faults in a fold of ORIGINAL and say how many are caught.")
 @_how_to_check
 @_how_to_say
 def check(
@@ -278,6 +279,7 @@ def check(
     source: Path | None,
     accept: tuple[str, ...],
     fail_on_unfolded: bool,
+    power: bool,
     **others: Any,
 ) -> int:
     """Is CANDIDATE the same function as ORIGINAL? Whoever made it. Writes nothing.
@@ -293,7 +295,8 @@ def check(
     with console.reporting():
         if candidate is None:
             return run_receipt(original, source, console)
-        return run_check(original, candidate, chosen(Checking, others, wanted=True), frozenset(accept), console)
+        checking = chosen(Checking, others, wanted=True)
+        return run_check(original, candidate, checking, frozenset(accept), console, power=power)
 
 
 @bnfold.command("hook")
