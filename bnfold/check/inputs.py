@@ -15,7 +15,7 @@ import onnx
 
 from bnfold.errors import UsageError
 
-from .bounds import FLAGS, Interval, bounds
+from .indices import FLAGS, Interval, bounds
 from .sizes import GraphInput
 from .states import state_inputs
 from .verdict import Settled, Verdict

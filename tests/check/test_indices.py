@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from bnfold.check import check
-from bnfold.check.bounds import Interval, bounds
+from bnfold.check.indices import Interval, bounds
 from bnfold.check.sizes import attempts, graph_inputs, shapes_for
 
 from .nets import model, value
