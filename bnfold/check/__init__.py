@@ -2,7 +2,8 @@
 
     verdict = check("net.onnx", "net.folded.onnx")      # CheckResult, truthy when equivalent
 
-Gate 1 (the certificate) is handed in by the fold; gate 3 runs both models and judges them in float64.
+Gate 1 (the certificate) is handed in by the fold; gate 3 runs both models and judges them in float64; gate 2 then looks
+at every region in which they differ by itself, and names the one that is wrong.
 """
 
 import os
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from bnfold.files import ModelFile
 
     from .figures import Judgement
+    from .gate2 import Gate2
     from .inputs import Sample
 
 __all__ = ["CheckResult", "Verdict", "check"]
@@ -81,6 +83,7 @@ class _Check:
         self._provider_name: str | None = None
         self._ran: tuple[Sample, ...] = ()
         self._warnings: list[str] = []
+        self._gate2: Gate2 | None = None
 
     def run(self, original: Source, candidate: Source) -> CheckResult:
         from .running import opened
@@ -96,7 +99,7 @@ class _Check:
         except MemoryError:
             return self._result(Verdict.INCONCLUSIVE, "judging it in float64 needs more memory than there is")
         self._warnings.extend(judgement.warnings)
-        verdict, sentence = judgement.verdict, judgement.sentence
+        verdict, sentence = self._local(first, second, judgement)
         if self._settings.integers and verdict is not Verdict.INCONCLUSIVE:
             from .integers import changed
 
@@ -145,6 +148,15 @@ class _Check:
             names = [value.name for value in original.model.graph.output]
             return provider_only(names, provided, str(error).rstrip("."))
 
+    def _local(self, original: "ModelFile", candidate: "ModelFile", judgement: "Judgement") -> tuple[Verdict, str]:
+        """Gate 2: the verdict and the sentence, with the region to blame in it."""
+        from .locate import located
+
+        if self._provider_name is None:
+            return judgement.verdict, judgement.sentence
+        self._gate2, verdict, sentence = located(original, candidate, self._ran, self._settings, judgement)
+        return verdict, sentence
+
     def _judged(self, original: "ModelFile", candidate: "ModelFile", cost: Any, provided: Any) -> "Judgement":
         from bnfold.reference import EvaluationError
 
@@ -188,6 +200,7 @@ class _Check:
             self._settings.seed,
             tuple(self._warnings),
             self._flipped,
+            self._gate2,
         )
 
 

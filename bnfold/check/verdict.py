@@ -61,6 +61,15 @@ class Certificate(Protocol):
     def sentence(self) -> str: ...
 
 
+class LocalBounds(Protocol):
+    """What a result needs to know of gate 2."""
+
+    @property
+    def sentence(self) -> str: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True)
 class SampleRecord:
     """One set of inputs: how it was made, its shapes, and whether its outputs could have shown a difference."""
@@ -98,6 +107,7 @@ class CheckResult:
     seed: int = 0
     warnings: tuple[str, ...] = ()
     flipped: Mapping[str, str] = field(default_factory=dict[str, str])  # values that had to stay the same bits
+    gate2: LocalBounds | None = None  # None: the check was settled before it could be asked
 
     def __bool__(self) -> bool:
         return self.verdict.passed
@@ -125,6 +135,7 @@ class CheckResult:
                 "sentence": certificate.sentence,
                 "figures": _json_safe(certificate.figures),
             },
+            "gate2": None if self.gate2 is None else _json_safe(self.gate2.to_dict()),
             "gate3": _json_safe(self.figures),
             "provider": self.provider,
             "samples": [sample.to_dict() for sample in self.samples],
@@ -142,6 +153,8 @@ class CheckResult:
             lines.append(f"gate 1  {self.certificate.sentence}")
         else:
             lines.append("gate 1  was not asked: it needs the fold made in the same run")
+        if self.gate2 is not None:
+            lines.append(f"gate 2  {self.gate2.sentence}")
         lines.extend(f"gate 3  {line}" for line in self.figures.get("lines", ()))
         if self.samples:
             kinds = ", ".join(dict.fromkeys(sample.kind for sample in self.samples))
