@@ -1,7 +1,7 @@
 """Gate 2: every region in which the models differ, fed the original's own activations, against a running error bound.
 
-|ŷ_fold − ŷ_orig| ≤ share(fold)·M_fold + share(orig)·M_orig elementwise, both sides on the provider, M_fold no more than
-4·M_orig: a wrong fold must not excuse itself by its size. It does not grow with depth, and it names the layer.
+|ŷ_fold − ŷ_orig| ≤ share(fold)·M_fold + share(orig)·M_orig elementwise, both sides on the provider. It does not grow
+with depth, and it names the layer. That no wrong fold excuses itself by its M, float64 values must agree as well.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ Array = npt.NDArray[Any]
 BUDGET = 6.0  # estimated seconds for the float64 evaluations of all samples; beyond it one sample has to do
 PATIENCE = 90.0  # estimated seconds beyond which the gate is left out
 _EVALUATIONS = 5  # of each sample, as far as the models differ
-_EXCUSE = 4.0  # M_orig: the most that the candidate may grow M to
 _TYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "float32",
     onnx.TensorProto.DOUBLE: "float64",
@@ -324,7 +323,6 @@ class _Bounds:
             raise NoBound("sides of different shapes")
         if not share + other < 0.1:
             raise NoBound("too many roundings in a row")
-        theirs = np.minimum(theirs, _EXCUSE * mine)
         both, safe = share * mine + other * theirs, np.maximum(mine, theirs) < arithmetic.largest / 8
         return _Allowed(both, safe, exact[0], share * mine, _ratio(exact[0], exact[1], both, safe)[0])
 
