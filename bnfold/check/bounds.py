@@ -348,7 +348,12 @@ def _where(op: _Op) -> list[Bounded]:
 
 
 def _cast(op: _Op) -> list[Bounded]:
-    return [_joined(op, np.abs(_value(op)) if op.x.value.dtype.kind != "f" else op.x.size, [op.x], k=1)]
+    """CastLike too: its second operand lends its type only."""
+    value = _value(op)
+    narrow = {2.0**-24: np.float32, 2.0**-11: np.float16}.get(op.arithmetic.stored)
+    if narrow is not None and op.x.exact and np.array_equal(value.astype(narrow), value):
+        return [Bounded(value, np.abs(value))]
+    return [_joined(op, np.abs(value) if op.x.value.dtype.kind != "f" else op.x.size, [op.x], k=1)]
 
 
 def _dequantized(op: _Op) -> list[Bounded]:
@@ -431,6 +436,7 @@ _RULES: dict[str, Rule] = {
     "HardSigmoid": _hard_sigmoid,
     "Where": _where,
     "Cast": _cast,
+    "CastLike": _cast,
     "DequantizeLinear": _dequantized,
     "Pad": _pad,
     "Concat": _concat,

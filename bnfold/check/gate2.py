@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -121,13 +122,14 @@ class Gate2:
             return _noted("the models do not differ in any node or weight", self.note)
         bounded = [r for r in self.regions if r.ratio is not None]
         inside = [r for r in bounded if not r.failed]
-        text = f"{len(inside)} of {len(bounded)} folds within the bound"
+        text = f"{len(inside)} of {len(bounded)} folds within the bound" if bounded else "no fold has a bound"
         if bounded:
             worst = max(bounded, key=lambda r: r.ratio or 0.0)
             text += f", the worst at {worst.ratio:.2g} of it ({worst.name})"
         without = [r for r in self.regions if r.ratio is None]
         if without:
-            text += f"; no bound for {len(without)} ({without[0].why})"
+            reasons = ", ".join(dict.fromkeys(r.why for r in without[:3]))
+            text += f"; no bound for {len(without)} ({reasons})" if bounded else f" ({reasons})"
         guilty = self.first_failure
         if guilty is not None:
             text += f"; {guilty.sentence}"
@@ -187,7 +189,7 @@ def local_bounds(
     try:
         teacher = Teacher(original, samples, provider)
         teacher.fetch(sorted(_boundary(pair, shared | set(pair.names))))
-        cuts, unopened = cut(pair, lambda names: _values(teacher, 0, names), seed=seed, different=different)
+        cuts, unopened = cut(pair, partial(_values, teacher), len(samples), seed=seed, different=different)
         teacher.fetch(sorted({name for found in cuts for name in found.region.inputs}))
         locals_ = tuple(_Bounds(pair, teacher, samples, provider, arithmetic, own).of(found) for found in cuts)
     except ProviderDied as error:

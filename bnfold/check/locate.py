@@ -34,7 +34,7 @@ def located(
             found = local_bounds(
                 original,
                 candidate,
-                _telling(samples, judgement),
+                samples,
                 provider,
                 seed=settings.seed,
                 different=different,
@@ -45,13 +45,6 @@ def located(
     except MemoryError:
         found = Gate2((), 0, "ieee", "it needs more memory than there is", done=False)
     return found, *_combined(found, judgement)
-
-
-def _telling(samples: Sequence[Sample], judgement: Judgement) -> list[Sample]:
-    """The samples that could show a difference come first: regions are matched on the first one."""
-    reasons = judgement.counted or [""] * len(samples)
-    order = sorted(range(len(samples)), key=lambda k: (bool(reasons[k]), k))
-    return [samples[k] for k in order]
 
 
 def _combined(found: Gate2, judgement: Judgement) -> tuple[Verdict, str]:

@@ -25,8 +25,9 @@ from .rounding import Weights, lifted, unit_roundoff
 __all__ = ["Agreement", "Cut", "cut", "evaluated"]
 
 Array = npt.NDArray[Any]
+Values = Callable[[int, frozenset[str]], Mapping[str, Array]]
 FAULT = 16.0  # times 2δ: a region whose float64 values differ by so much is another function
-_NEAR = 1e-4  # of rms: no other meaning is so close; such a value is the same one with an error in it
+_NEAR = 1e-4  # of rms: another meaning is seldom so close; rather it is the same value with an error in it
 _STRIKES = 2  # values behind one that differs which differ too, before it is taken for wrong
 _TRIED = 6  # values that are tried as the wrong one
 _DRAWS = 2
@@ -48,7 +49,7 @@ class Agreement:
 
     @property
     def near(self) -> bool:
-        """The same value with an error in it."""
+        """Perhaps the same value with an error in it, perhaps one that is scaled by nearly one."""
         return self.known and not self.same and self.relative <= _NEAR
 
 
@@ -72,8 +73,8 @@ def evaluated(
 class _Comparer:
     """Evaluates both sides of regions in float64, each once."""
 
-    def __init__(self, pair: Pair, values: Callable[[frozenset[str]], Mapping[str, Array]], seed: int) -> None:
-        self._pair, self._values, self._seed = pair, values, seed
+    def __init__(self, pair: Pair, values: Values, samples: int, seed: int) -> None:
+        self._pair, self._values, self._samples, self._seed = pair, values, samples, seed
         self._known: dict[Region, Agreement] = {}
         self.work = 0
 
@@ -81,13 +82,14 @@ class _Comparer:
         if region not in self._known:
             self.work += len(region.original.nodes) + len(region.candidate.nodes)
             try:
-                self._known[region] = self._compared(region)
+                found = [self._compared(region, k) for k in range(self._samples)]
+                self._known[region] = max(found, key=lambda agreement: agreement.share)
             except (UnsupportedOp, EvaluationError, LookupError) as error:
                 self._known[region] = Agreement(False, 0.0, why=str(error).rstrip("."))
         return self._known[region]
 
-    def _compared(self, region: Region) -> Agreement:
-        feeds = self._values(region.inputs)
+    def _compared(self, region: Region, sample: int) -> Agreement:
+        feeds = self._values(sample, region.inputs)
         kinds = {name: value.dtype for name, value in feeds.items()}
         models = [self._pair.model(region, which, kinds) for which in (0, 1)]
         sides = self._pair.original, self._pair.candidate
@@ -136,15 +138,13 @@ def _size(x: Array) -> tuple[float, float]:
     return largest * float(np.sqrt(np.mean(np.square(x / largest)))), largest
 
 
-def cut(
-    pair: Pair, values: Callable[[frozenset[str]], Mapping[str, Array]], *, seed: int, different: bool | None
-) -> tuple[list[Cut], str]:
+def cut(pair: Pair, values: Values, samples: int, *, seed: int, different: bool | None) -> tuple[list[Cut], str]:
     """The regions in which the models differ, in topological order, and a note where not all could be opened up.
 
-    values: the original's activations by name, for one sample. different: whether the models are known to be different
-    functions; False: known to be the same, None: it is found out here, at the outputs.
+    values: the original's activations by number of the sample and names. different: whether the models are known to be
+    different functions; False: known to be the same, None: it is found out here, at the outputs.
     """
-    return _Search(pair, _Comparer(pair, values, seed), different).run()
+    return _Search(pair, _Comparer(pair, values, samples, seed), different).run()
 
 
 class _Search:
@@ -179,7 +179,7 @@ class _Search:
             self._shared.add(name)
             return following
         agreement = self._compare(region)
-        if agreement.same or agreement.near:
+        if agreement.same:
             drowned = self._drowned(name, region)
             if drowned is not None:
                 return self._blame(drowned)
@@ -212,14 +212,13 @@ class _Search:
 
     def _drowned(self, name: str, region: Region) -> str | None:
         """A value inside that differs, although what follows takes it for the original's: an error that the next
-        layers' rounding hides, not another meaning. Asked for only where something is known to be wrong."""
-        if not self._different:
-            return None
+        layers' rounding hides, not another meaning. A channel that nobody reads is like that too: so it is asked only
+        where something is known to be wrong, or where the values are nearly the same."""
         for other in self._inside(region):
-            if not self._pair.changed_weights(self._region(other)):
+            itself = self._region(other)
+            if not self._pair.changed_weights(itself) or not (self._different or self._compare(itself).near):
                 continue
-            forced = self._compare(self._pair.region(name, self._shared | {other}))
-            if forced.same:
+            if self._compare(self._pair.region(name, self._shared | {other})).same:
                 return other
         return None
 
@@ -267,6 +266,5 @@ class _Search:
             if self._pair.identical(region):
                 shared.add(other)
             elif name in region.inputs:
-                agreement = self._compare(region)
-                return agreement.same or agreement.near
+                return self._compare(region).same
         return True
