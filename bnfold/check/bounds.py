@@ -108,7 +108,10 @@ def running_bounds(
         if not name:
             return None
         if name not in made:
-            made[name] = _given(values[name], rounded.get(name, 0))
+            made[name] = _given(values[name], 0)
+            if name in rounded and values[name].dtype.kind == "f":  # it may have become subnormal, or zero
+                size = made[name].size + arithmetic.tiny / arithmetic.stored
+                made[name] = replace(made[name], size=size, k=rounded[name])
         return made[name]
 
     for node in model.graph.node:

@@ -209,6 +209,15 @@ def test_half_floats_only_warn(provider: Provider) -> None:
     assert wrong.first_failure is not None and wrong.first_failure.end == "n1"
 
 
+def test_weights_that_become_subnormal(provider: Provider) -> None:
+    """A dead channel, γ decayed to 1e-39 and β to zero: the folded weights lose bits, or vanish. That is rounding."""
+    net = conv_net(5, layers=2)
+    for layer in net.layers:
+        layer.gamma[1], layer.beta[1] = 1e-39, 0.0
+    found = judged(provider, net.model(), net.folded()[0], False)
+    assert found.passed and all(r.ratio is not None for r in found.regions), found.sentence
+
+
 def test_verdict_names_the_region() -> None:
     net = conv_net(7)
     candidate, exact = net.folded("beta dropped")
