@@ -26,11 +26,12 @@ __all__ = ["Agreement", "Cut", "cut", "evaluated"]
 
 Array = npt.NDArray[Any]
 Values = Callable[[int, frozenset[str]], Mapping[str, Array]]
-FAULT = 16.0  # times 2δ: a region whose float64 values differ by so much is another function
+FAULT = 64.0  # times 2δ: a region whose float64 values differ by so much is another function
 _NEAR = 1e-4  # of rms: another meaning is seldom so close; rather it is the same value with an error in it
 _STRIKES = 2  # values behind one that differs which differ too, before it is taken for wrong
 _TRIED = 6  # values that are tried as the wrong one
 _DRAWS = 2
+_CHANNEL = 16  # elements from which on the rms of a channel is not small by chance
 _WORK = 6  # nodes evaluated, in nodes of the model, beyond which no more regions are opened up
 
 
@@ -104,31 +105,59 @@ class _Comparer:
         rms, largest = _size(y[keep])
         off, most = _size((other - y)[keep])
         u = unit_roundoff(models[0])
-        if off <= 2 * u * rms and most <= 2 * u * largest:
+        channels = _channels(y, u)
+        sizes, offs = ([_sizes(x, axis) for axis in channels] for x in (y, other - y))
+        if off <= 2 * u * rms and most <= 2 * u * largest and all(map(_within, offs, sizes, [2 * u] * len(sizes))):
             return Agreement(True, off / (2 * u * rms) if rms else 0.0, off / rms if rms else 0.0)
-        delta, delta_most = self._delta(models[0], feeds, region.end, y, keep)
-        delta = max(delta, u * rms / 4)
+        drawn = self._drawn(models[0], feeds, region.end, y)
+        moved = [_size(d[keep]) for d in drawn]
+        delta = max(u * rms / 4, *(d for d, _ in moved))
         allowed = SAME * luck(int(keep.sum())) * delta + JUDGE * rms
-        allowed_most = 4 * (SAME * luck(int(keep.sum())) * max(delta, delta_most) + JUDGE * largest)
+        allowed_most = 4 * (SAME * luck(int(keep.sum())) * max(delta, *(d for _, d in moved)) + JUDGE * largest)
         share = max(off / allowed, most / allowed_most) if allowed else np.inf
+        for axis, size, away in zip(channels, sizes, offs, strict=True):
+            room = SAME * luck(y.size // y.shape[axis])
+            each = np.max([u * size / 4, *(_sizes(d, axis) for d in drawn)], axis=0)
+            # a dead channel's folded weights may be subnormal: next to the others that is nothing
+            allowed_each = room * each + JUDGE * size + 2.0**-80 * rms
+            with np.errstate(all="ignore"):
+                used = np.where(away > 0, away / allowed_each, 0.0)
+            share = max(share, float(np.max(used, initial=0.0)))
         return Agreement(True, float(share), float(off / rms) if rms else np.inf)
 
-    def _delta(
-        self, model: onnx.ModelProto, feeds: Mapping[str, Array], end: str, y: Array, keep: Array
-    ) -> tuple[float, float]:
-        """What moving the original's weights by ±u does to the region's end: (rms, largest)."""
+    def _drawn(self, model: onnx.ModelProto, feeds: Mapping[str, Array], end: str, y: Array) -> list[Array]:
+        """What moving the original's weights by ±u does to the region's end."""
         base = lifted(model)
         directory = self._pair.original.directory
         weights = Weights(base, directory)
         given = {value.name for value in base.graph.input}
         inside = {name: value for name, value in feeds.items() if name in given}
-        found: list[tuple[float, float]] = []
+        found: list[Array] = []
         for draw in range(_DRAWS):
             perturbed, moved = weights.perturbed(self._seed, draw)
             with np.errstate(all="ignore"):
-                drawn = Evaluator(perturbed, directory=directory, exact=moved).run(inside, [end])[end]
-            found.append(_size((drawn - y)[keep]) if drawn.shape == y.shape else (0.0, 0.0))
-        return max(rms for rms, _ in found), max(most for _, most in found)
+                value = Evaluator(perturbed, directory=directory, exact=moved).run(inside, [end])[end]
+                found.append(value - y if value.shape == y.shape else np.zeros_like(y))
+        return found
+
+
+def _channels(y: Array, u: float) -> list[int]:
+    """The axes along which a shift could hide beside larger channels; half floats have too small a range for that."""
+    if y.ndim < 2 or u > 2.0**-24 or not np.isfinite(y).all():
+        return []
+    return [axis for axis in dict.fromkeys((1, y.ndim - 1)) if y.shape[axis] and y.size // y.shape[axis] >= _CHANNEL]
+
+
+def _sizes(x: Array, axis: int) -> Array:
+    """The rms of each channel."""
+    others = tuple(k for k in range(x.ndim) if k != axis)
+    largest = np.max(np.abs(x), axis=others, keepdims=True)
+    scaled = np.divide(x, largest, out=np.zeros_like(x), where=largest > 0)
+    return (largest * np.sqrt(np.mean(np.square(scaled), axis=others, keepdims=True))).reshape(-1)
+
+
+def _within(off: Array, size: Array, share: float) -> bool:
+    return bool(np.all(off <= share * size))
 
 
 def _size(x: Array) -> tuple[float, float]:
@@ -180,7 +209,7 @@ class _Search:
             return following
         agreement = self._compare(region)
         if agreement.same:
-            drowned = self._drowned(name, region)
+            drowned = self._drowned(name, region, agreement)
             if drowned is not None:
                 return self._blame(drowned)
             self._accept(name, region, agreement)
@@ -210,7 +239,7 @@ class _Search:
             return following
         return self._blame(self._culprit([*chain, name]))
 
-    def _drowned(self, name: str, region: Region) -> str | None:
+    def _drowned(self, name: str, region: Region, agreement: Agreement) -> str | None:
         """A value inside that differs, although what follows takes it for the original's: an error that the next
         layers' rounding hides, not another meaning. A channel that nobody reads is like that too: so it is asked only
         where something is known to be wrong, or where the values are nearly the same."""
@@ -218,7 +247,8 @@ class _Search:
             itself = self._region(other)
             if not self._pair.changed_weights(itself) or not (self._different or self._compare(itself).near):
                 continue
-            if self._compare(self._pair.region(name, self._shared | {other})).same:
+            forced = self._compare(self._pair.region(name, self._shared | {other}))
+            if forced.same and (self._different or forced.share < agreement.share / 2):
                 return other
         return None
 
