@@ -191,7 +191,7 @@ def test_sequence_output() -> None:
 
 
 def test_no_judge_for_an_op() -> None:
-    """com.microsoft's Gelu runs in onnxruntime; the float64 judge does not have it, but it has what is before it."""
+    """com.microsoft's Gelu runs in onnxruntime; the float64 judge does not have it."""
 
     def gelu(w: np.ndarray) -> onnx.ModelProto:
         made = matmul(helper.make_node("Gelu", ["h"], ["y"], domain="com.microsoft"), w=w)
@@ -200,7 +200,7 @@ def test_no_judge_for_an_op() -> None:
 
     expect(check(gelu(W), gelu(W)), Verdict.EQUIVALENT, "no float64 judge", "Gelu")
     expect(check(gelu(W), gelu(W * 1.01)), Verdict.NOT_EQUIVALENT, "no float64 judge")
-    expect(check(gelu(W), gelu(W * np.float32(1 + 6e-5))), Verdict.NOT_EQUIVALENT, "MatMul(h)", "another function")
+    expect(check(gelu(W), gelu(W * np.float32(1 + 6e-5))), Verdict.INCONCLUSIVE, "may be rounding or not")
 
 
 def test_underflow_is_no_disagreement() -> None:
