@@ -22,7 +22,7 @@ from bnfold.reference import EvaluationError
 from .bounds import Arithmetic, NoBound, arithmetic_of, running_bounds
 from .cost import estimate
 from .inputs import Sample
-from .matching import FAULT, Cut, cut, evaluated
+from .sharing import FAULT, Cut, cut, evaluated
 from .providers import Provider, ProviderDied, ProviderError
 from .regions import Pair
 from .teacher import NoValue, Teacher

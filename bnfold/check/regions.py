@@ -1,7 +1,7 @@
 """Two graphs side by side: the regions in which they differ, between values that mean the same in both.
 
 A region ends in a value of both graphs and reads values of both graphs; its two sets of nodes are what lies between:
-{Conv, BatchNormalization} against {Conv'}. Which names mean the same is not decided here, but in matching.py.
+{Conv, BatchNormalization} against {Conv'}. Which names mean the same is not decided here, but in sharing.py.
 """
 
 from __future__ import annotations
