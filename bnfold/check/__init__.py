@@ -3,7 +3,7 @@
     verdict = check("net.onnx", "net.folded.onnx")      # CheckResult, truthy when equivalent
 
 Gate 1 (the certificate) is handed in by the fold, or found by matching the two files; gate 3 runs both models and
-judges them in float64.
+judges them in float64; gate 2 then looks at every region in which they differ by itself, and names the wrong one.
 """
 
 import os
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .catalogue import Choice
     from .cost import Cost
     from .figures import Judgement
+    from .gate2 import Gate2
     from .inputs import Sample
     from .pairs import PairCertificate
     from .providers import Provider
@@ -113,6 +114,7 @@ class _Check:
         self._records: list[ProviderRecord] = []
         self._ran: tuple[Sample, ...] = ()
         self._warnings: list[str] = []
+        self._gate2: Gate2 | None = None
 
     def run(self, original: Source, candidate: Source) -> CheckResult:
         from .rounds import choices
@@ -142,7 +144,7 @@ class _Check:
             return self._result(end.verdict, end.sentence)
         except MemoryError:
             return self._result(Verdict.INCONCLUSIVE, "judging it in float64 needs more memory than there is")
-        verdict, sentence = judgement.verdict, judgement.sentence
+        verdict, sentence = self._local(first, second, judgement)
         if self._settings.integers and verdict is not Verdict.INCONCLUSIVE:
             from .integers import changed
 
@@ -261,6 +263,16 @@ class _Check:
             raise Settled(verdict, sentence)
         return replace(first, verdict=verdict, sentence=sentence)
 
+    def _local(self, original: "ModelFile", candidate: "ModelFile", judgement: "Judgement") -> tuple[Verdict, str]:
+        """Gate 2: the verdict and the sentence, with the region to blame in it."""
+        from .locate import located
+
+        ran = next((each.choice for each in self._rounds if each.provided is not None), None)
+        if ran is None:
+            return judgement.verdict, judgement.sentence
+        self._gate2, verdict, sentence = located(original, candidate, self._ran, self._settings, judgement, ran)
+        return verdict, sentence
+
     def _with_gate1(self, verdict: Verdict, sentence: str) -> tuple[Verdict, str]:
         """What a wrong layer, found by matching the files, does to the verdict of gate 3.
 
@@ -296,6 +308,7 @@ class _Check:
             tuple(self._warnings),
             self._flipped,
             tuple(self._records),
+            self._gate2,
         )
 
 

@@ -64,6 +64,15 @@ class Certificate(Protocol):
     def sentence(self) -> str: ...
 
 
+class LocalBounds(Protocol):
+    """What a result needs to know of gate 2."""
+
+    @property
+    def sentence(self) -> str: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True)
 class SampleRecord:
     """One set of inputs: how it was made, its shapes, and whether its outputs could have shown a difference."""
@@ -103,6 +112,7 @@ class CheckResult:
     warnings: tuple[str, ...] = ()
     flipped: Mapping[str, str] = field(default_factory=dict[str, str])  # values that had to stay the same bits
     providers: "tuple[ProviderRecord, ...]" = ()
+    gate2: LocalBounds | None = None  # None: the check was settled before it could be asked
 
     def __bool__(self) -> bool:
         return self.verdict.passed
@@ -131,6 +141,7 @@ class CheckResult:
                 "sentence": certificate.sentence,
                 "figures": _json_safe(certificate.figures),
             },
+            "gate2": None if self.gate2 is None else _json_safe(self.gate2.to_dict()),
             "gate3": _json_safe(self.figures),
             "provider": self.provider,
             "providers": [_json_safe(record.to_dict()) for record in self.providers],
@@ -149,6 +160,8 @@ class CheckResult:
             lines.append(f"gate 1  {self.certificate.sentence}")
         else:
             lines.append("gate 1  was not asked")
+        if self.gate2 is not None:
+            lines.append(f"gate 2  {self.gate2.sentence}")
         lines.extend(f"gate 3  {line}" for line in self.figures.get("lines", ()))
         for record in self.providers:
             if len(self.providers) > 1 and record.figures is not self.figures:

@@ -8,8 +8,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from bnfold.check import Verdict, check
-from bnfold.check.indices import bounds
 from bnfold.check.given import read_samples
+from bnfold.check.indices import bounds
 from bnfold.check.inputs import KINDS, Recipe, generate
 from bnfold.check.sizes import attempts, graph_inputs, shapes_for
 from bnfold.errors import UsageError
