@@ -312,7 +312,7 @@ class Folder:
 
     def _left_out(self, node: Node) -> Refusal | None:
         if self._protected(node) or self._stays(node):
-            return Refusal(Reason.SKIPPED, node.at, "It was left out by --skip or --only.")
+            return Refusal(Reason.SKIPPED, node.at, "It was left out by --skip, --only or --rescue.")
         return None
 
 

@@ -57,7 +57,7 @@ _HINTS = {
     Reason.NO_GAIN: "Folding would not make the model smaller.",
     Reason.GROWTH: "Allow more bytes with --max-growth.",
     Reason.SEARCH_BUDGET: "Report this model: the search gave up before it had tried everything.",
-    Reason.SKIPPED: "Left out by --skip or --only.",
+    Reason.SKIPPED: "Left out by --skip, --only or --rescue.",
 }
 
 # What a reader is told first when several alternatives were refused: the obstacle that is nearest to a fold.

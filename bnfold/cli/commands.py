@@ -204,6 +204,11 @@ def bnfold() -> None:
     "any. Repeatable; the exit code stays.",
 )
 @_unfolded
+@click.option(
+    "--rescue",
+    is_flag=True,
+    help="If the result does not pass, leave out the sources to blame and write the largest fold that does.",
+)
 @click.option("--no-receipt", is_flag=True, help="Write no receipt of the check into OUT's metadata.")
 @_what_to_fold
 @_how_to_check
@@ -220,6 +225,7 @@ def fold(
     accept: tuple[str, ...],
     fail_on_unfolded: bool,
     no_receipt: bool,
+    rescue: bool,
     **others: Any,
 ) -> int:
     """Fold MODEL, check the result against it, and write it. This is what `bnfold MODEL` does."""
@@ -231,7 +237,7 @@ def fold(
             model,
             chosen(Selection, others),
             chosen(Checking, others, wanted=not no_check),
-            Writing(output, force, in_place, dry_run, frozenset(accept), fail_on_unfolded, not no_receipt),
+            Writing(output, force, in_place, dry_run, frozenset(accept), fail_on_unfolded, not no_receipt, rescue),
             console,
         )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,7 @@ class Writing:
     accept: frozenset[str]
     fail_on_unfolded: bool
     receipt: bool = True
+    rescue: bool = False
 
     def accepts(self, check: CheckResult | None) -> str | None:
         """None if the result may not be written; else the --accept that lets it, "" when none is needed."""
@@ -108,6 +109,12 @@ def run(model: Path, selection: Selection, checking: Checking, writing: Writing,
             leave.update(check.flipped)  # what is rounded right behind a fold must not change: those sources stay
             step("folding")
             result = _fold(model, selection, leave)
+    if writing.rescue and check is not None and check.exit_code == 1 and not written:
+        step("rescuing")
+        saved = _rescued(model, result, check, selection, leave, arguments)
+        if saved is not None:
+            result = saved
+            check, written, accepted = _check_and_write(result, target, checking, arguments, writing, step)
     left = len(result.report.unfolded)
     code = check.exit_code if check is not None else 0
     if code == 0 and writing.fail_on_unfolded and left:
@@ -132,6 +139,26 @@ def run(model: Path, selection: Selection, checking: Checking, writing: Writing,
             "check": None if check is None else check.to_dict(),
         },
     )
+
+
+def _rescued(
+    model: Path,
+    result: FoldResult,
+    check: CheckResult,
+    selection: Selection,
+    leave: dict[str, str],
+    arguments: dict[str, Any],
+) -> FoldResult | None:
+    from ..rescue import noted, rescue
+
+    def fold(left_out: Sequence[str]) -> FoldResult:
+        return _fold(model, replace(selection, skip=(*selection.skip, *left_out)), leave)
+
+    def judge(made: FoldResult) -> CheckResult:
+        return made.check(**arguments)
+
+    saved = rescue(result, check, fold, judge)
+    return None if saved is None else noted(saved, check)
 
 
 def run_explain(model: Path, selection: Selection, console: Console) -> int:
