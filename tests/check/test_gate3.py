@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -57,6 +58,15 @@ def test_no_fault_excuses_itself_by_its_size() -> None:
 def test_float16(fault: str) -> None:
     result = run(conv_net(3, dtype=np.float16), fault, samples=6)
     assert bool(result) is (fault == ""), str(result)
+
+
+@pytest.mark.parametrize(("seed", "size"), [(1, 3e4), (3, 1e5)])
+def test_where_many_overflow_one_more_is_luck(seed: int, size: float) -> None:
+    *first, last = conv_net(seed, dtype=np.float16).layers
+    gamma = np.clip(last.gamma * size, -6e4, 6e4)
+    result = run(Net((*first, replace(last, gamma=gamma)), np.float16), samples=4)
+    assert result, str(result)
+    assert any("overflow" in warning for warning in result.warnings)
 
 
 def test_float64() -> None:
