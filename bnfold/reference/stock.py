@@ -6,7 +6,6 @@ Only ops on this list are taken: elsewhere onnx's reference is wrong for some op
 from typing import Any
 
 from onnx import NodeProto
-from onnx.reference.ops import load_op
 
 from bnfold.reference.node import Kernel, Node
 
@@ -45,6 +44,8 @@ def stock_kernel(proto: NodeProto, domain: str, opset: int) -> Kernel | None:
     """onnx's implementation of a node of the main domain, or None if it is not one that can be trusted."""
     if domain or proto.op_type not in _TAKEN:
         return None
+    from onnx.reference.ops import load_op  # it imports every op that onnx has, which few models need
+
     implementation: Any = load_op(domain, proto.op_type, opset)
     parameters: dict[str, Any] = {"log": _no_log, "opsets": {"": opset}, "new_ops": None, "verbose": 0}
     op: Any = implementation(proto, parameters)
