@@ -152,7 +152,8 @@ def _prepared(group: list[_Found], shape: tuple[int, ...], many: bool) -> Iterat
     with np.errstate(all="ignore"):
         biases = before * scale + shift
     sound &= np.abs(biases).max(1) < _HALF_OF_LARGEST
-    raw = [biases.astype("<f4"), *(() if weights is None else (weights.astype("<f4"),))]
+    with np.errstate(over="ignore", invalid="ignore"):  # of what is not sound; that is left to the search
+        raw = [biases.astype("<f4"), *(() if weights is None else (weights.astype("<f4"),))]
     layout = (1, size[0], *(1,) * (len(shape) - 2))
     for k, found in enumerate(group):
         if not sound[k]:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +12,12 @@ import pytest
 from onnx import numpy_helper
 
 from bnfold import loop
-from bnfold.direct import pairs
+from bnfold.affine import Affine
+from bnfold.direct import Pair, pairs
 from bnfold.fold import FoldResult, fold
-from bnfold.graph import Graph
-from tests.graphs import Builder
+from bnfold.graph import Graph, Node
+from bnfold.weights import Tensor
+from tests.graphs import Builder, difference
 from tests.test_random_graphs import graph
 
 MODELS = sorted((Path(__file__).parents[1] / "models").glob("*.onnx"))
@@ -136,3 +140,40 @@ def test_a_pair_that_changed_meanwhile_is_asked_anew(monkeypatch: pytest.MonkeyP
     z = b.norm(b.op("Conv", b.op("Relu", y), b.weight(6, 6, 1, 1)), 6)
     result = same(b.model(b.op("Mul", z, b.weight(1, 6, 1, 1))), monkeypatch)
     assert [n.op_type for n in result.model.graph.node] == ["Conv", "Relu", "Conv"]
+
+
+MUTANTS = ["stored bytes of another channel", "scale of another channel", "shift dropped"]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+@pytest.mark.parametrize("channels", [6, 40])
+def test_mutants_are_caught(mutant: str, channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the shortcut gets wrong is seen by the certificate, or by the comparison of the outputs."""
+    if mutant == MUTANTS[0] and channels == 40:
+        pytest.skip("large weights are computed when they are written")
+
+    def wrong(index: Graph, nodes: list[Node]) -> dict[Node, Pair]:
+        found = pairs(index, nodes)
+        return {node: replace(pair, **spoilt(pair)) for node, pair in found.items()}
+
+    def spoilt(pair: Pair) -> dict[str, Tensor]:
+        weight, bias = copy(pair.weight), copy(pair.bias)
+        (rows,), (both,) = pair.weight.steps, pair.bias.steps
+        match mutant:
+            case "stored bytes of another channel":
+                weight.stored = np.roll(np.frombuffer(weight.stored or b"", "<f4"), 54).tobytes()
+            case "scale of another channel":
+                weight.steps, weight.stored, weight._exact = (
+                    (Affine(np.roll(rows.scale, 1, 0), rows.shift),),
+                    None,
+                    None,
+                )
+            case _:
+                bias.steps, bias.stored, bias._exact = (Affine(both.scale, np.zeros_like(both.shift)),), None, None
+        return {"weight": weight, "bias": bias}
+
+    model = chain(Builder(), 2, bias=True, channels=channels)
+    monkeypatch.setattr(loop, "pairs", wrong)
+    result = fold(model)
+    assert len(result.report.folded) == 2
+    assert not result.certificate().passed or difference(model, result) > 1e-3
