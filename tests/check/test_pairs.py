@@ -34,7 +34,7 @@ def certified(original: onnx.ModelProto | Path, candidate: onnx.ModelProto | Pat
 @pytest.mark.parametrize("options", [{}, {"aggressive": True}, {"partial": True}], ids=str)
 @pytest.mark.parametrize("path", sorted(MODELS.glob("*.onnx")), ids=lambda p: p.stem)
 def test_our_own_fold_is_proven_and_correctly_rounded(path: Path, options: dict[str, bool]) -> None:
-    result = fold(path, **options)
+    result = fold(path, **dict[str, Any](options))
     found = certified(path, result.model)
     assert found.passed and found.decided, found.sentence
     assert found.figures["correctly_rounded"] and found.figures["worst_u"] <= 1.0
@@ -575,7 +575,7 @@ def test_channels_that_another_layer_scales_back_are_left_to_gate_3() -> None:
     first = next(n for n in folded.graph.node if n.op_type == "MatMul")
     add = next(n for n in folded.graph.node if n.op_type == "Add" and first.output[0] in n.input)
     bias = next(name for name in add.input if name != first.output[0])
-    factors = np.float32([2, 0.5, 4, 1, 8])
+    factors = np.asarray([2, 0.5, 4, 1, 8], np.float32)
     equalized = edited(folded, first.input[1], lambda w: w * factors)
     equalized = edited(equalized, bias, lambda b: b * factors)
     equalized = edited(equalized, weight_of(folded), lambda w: w / factors[:, None])
