@@ -128,7 +128,7 @@ class Gate2:
             text += f", the worst at {worst.ratio:.2g} of it ({worst.name})"
         without = [r for r in self.regions if r.ratio is None]
         if without:
-            reasons = ", ".join(dict.fromkeys(r.why for r in without[:3]))
+            reasons = ", ".join(dict.fromkeys(_short(r.why) for r in without[:3]))
             text += f"; no bound for {len(without)} ({reasons})" if bounded else f" ({reasons})"
         guilty = self.first_failure
         if guilty is not None:
@@ -150,6 +150,10 @@ class Gate2:
             "first_failure": None if guilty is None else guilty.name,
             "regions": [r.to_dict() for r in self.regions],
         }
+
+
+def _short(why: str, limit: int = 80) -> str:
+    return why if len(why) <= limit else why[:limit].rstrip() + " ..."
 
 
 def _noted(text: str, note: str) -> str:

@@ -121,6 +121,7 @@ class ProviderRecord:
             "tf32": self.choice.tf32,
             "verdict": self.verdict.value,
             "sentence": self.sentence,
+            "lines": self.lines(),
             "placement": None if self.placement is None else self.placement.to_dict(),
             "noise_floor": None if self.noise is None else self.noise.to_dict(),
             "deployed": None if self.deployed is None else self.deployed.to_dict(),

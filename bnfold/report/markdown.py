@@ -76,11 +76,15 @@ def _check(check: Mapping[str, Any]) -> Iterator[str]:
     samples: Sequence[Mapping[str, Any]] = check.get("samples") or []
     if check.get("certificate") is not None:
         rows.append(("gate 1", escaped(check["certificate"]["sentence"])))
+    if check.get("gate2") is not None:
+        rows.append(("gate 2", escaped(check["gate2"]["sentence"])))
     rows += [("gate 3", escaped(str(line))) for line in lines]
     if samples:
         counted = sum(bool(each["counted"]) for each in samples)
         rows.append(("inputs", f"{counted} of {len(samples)} samples counted, seed {check['seed']}"))
-    if check.get("provider"):
+    for each in check.get("providers") or ():
+        rows += [(code(each["name"]), escaped(line)) for line in each["lines"]]
+    if check.get("provider") and not check.get("providers"):
         rows.append(("provider", escaped(check["provider"])))
     rows += [("note", escaped(each)) for each in check.get("warnings", ())]
     yield from _table(("check", ""), rows)
