@@ -270,7 +270,11 @@ class _Check:
         ran = next((each.choice for each in self._rounds if each.provided is not None), None)
         if ran is None:
             return judgement.verdict, judgement.sentence
-        self._gate2, verdict, sentence = located(original, candidate, self._ran, self._settings, judgement, ran)
+        gate1 = self._settings.certificate if self._pair is None else self._pair
+        proven = gate1 is not None and gate1.passed and (self._pair is None or self._pair.decided)
+        self._gate2, verdict, sentence = located(
+            original, candidate, self._ran, self._settings, judgement, ran, proven=proven
+        )
         return verdict, sentence
 
     def _with_gate1(self, verdict: Verdict, sentence: str) -> tuple[Verdict, str]:

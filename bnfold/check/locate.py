@@ -6,7 +6,9 @@ improves on gate 3.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from bnfold.files import ModelFile
 
@@ -20,6 +22,8 @@ from .verdict import Verdict
 
 __all__ = ["located"]
 
+_HIDDEN = 1e-5  # of the value's rms
+
 
 def located(
     original: ModelFile,
@@ -28,8 +32,13 @@ def located(
     settings: Settings,
     judgement: Judgement,
     choice: Choice,
+    *,
+    proven: bool,
 ) -> tuple[Gate2, Verdict, str]:
-    """Gate 2's result, the verdict with it in mind, and the sentence, which names the first region that is wrong."""
+    """Gate 2's result, the verdict with it in mind, and the sentence, which names the first region that is wrong.
+
+    proven: gate 1 has shown every weight to be right, in graphs that agree.
+    """
     judged = judgement.figures.get("judge") is not None
     different = judgement.verdict is Verdict.NOT_EQUIVALENT if judged else None
     if judgement.verdict is Verdict.INCONCLUSIVE:
@@ -53,7 +62,27 @@ def located(
         found = Gate2((), 0, "ieee", str(error), done=False)
     except MemoryError:
         found = Gate2((), 0, "ieee", "it needs more memory than there is", done=False)
+    if judgement.verdict.passed:
+        found = _without_hidden(found, math.inf if proven else _HIDDEN)
     return found, *_combined(found, judgement)
+
+
+def _without_hidden(found: Gate2, limit: float) -> Gate2:
+    """Where gate 3 sees the same function, a region that differs in float64 by less than `limit` has no bound.
+
+    A value that is stored in another way on purpose looks wrong if nothing behind it shows the difference, as a shift
+    of 1 beside values of 1e9.
+    """
+    why = "stored in another way, which nothing behind shows"
+    return replace(
+        found,
+        regions=tuple(
+            replace(each, ratio=None, function=None, why=why)
+            if each.failed and each.other_function and each.relative < limit
+            else each
+            for each in found.regions
+        ),
+    )
 
 
 def _combined(found: Gate2, judgement: Judgement) -> tuple[Verdict, str]:
