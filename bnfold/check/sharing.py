@@ -7,7 +7,7 @@ good later): it is left inside the region of whatever agrees next. If nothing do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,18 +19,19 @@ from bnfold.errors import UnsupportedOp
 from bnfold.reference import EvaluationError, Evaluator
 
 from .compare import JUDGE, SAME, luck, same_places
+from .evaluation import Regions
 from .regions import Pair, Region
 from .rounding import Weights, lifted, unit_roundoff
 
-__all__ = ["Agreement", "Cut", "cut", "evaluated"]
+__all__ = ["Agreement", "Cut", "cut"]
 
 Array = npt.NDArray[Any]
-Values = Callable[[int, frozenset[str]], Mapping[str, Array]]
 FAULT = 64.0  # times 2δ: a region whose float64 values differ by so much is another function
 _NEAR = 1e-4  # of rms: another meaning is seldom so close; rather it is the same value with an error in it
 _STRIKES = 2  # values behind one that differs which differ too, before it is taken for wrong
 _TRIED = 6  # values that are tried as the wrong one
-_DRAWS = 2
+_DRAWS = 6  # at most, while the difference is still more than they allow: a channel may move little by chance
+_FAR = 16.0  # times what is allowed: no further draw will allow it
 _CHANNEL = 16  # elements from which on the rms of a channel is not small by chance
 _WORK = 6  # nodes evaluated, in nodes of the model, beyond which no more regions are opened up
 
@@ -62,20 +63,11 @@ class Cut:
     agreement: Agreement
 
 
-def evaluated(
-    model: onnx.ModelProto, directory: Any, feeds: Mapping[str, Array], names: list[str] | None = None
-) -> dict[str, Array]:
-    """Values of a region in float64. Raises UnsupportedOp, EvaluationError."""
-    wanted = {value.name for value in model.graph.input}
-    with np.errstate(all="ignore"):
-        return Evaluator(model, directory=directory).run({k: v for k, v in feeds.items() if k in wanted}, names)
-
-
 class _Comparer:
-    """Evaluates both sides of regions in float64, each once."""
+    """Compares both sides of regions in float64, each once."""
 
-    def __init__(self, pair: Pair, values: Values, samples: int, seed: int) -> None:
-        self._pair, self._values, self._samples, self._seed = pair, values, samples, seed
+    def __init__(self, regions: Regions, seed: int) -> None:
+        self._regions, self._seed = regions, seed
         self._known: dict[Region, Agreement] = {}
         self.work = 0
 
@@ -83,62 +75,96 @@ class _Comparer:
         if region not in self._known:
             self.work += len(region.original.nodes) + len(region.candidate.nodes)
             try:
-                found = [self._compared(region, k) for k in range(self._samples)]
+                found = [self._compared(region, k) for k in range(self._regions.samples)]
                 self._known[region] = max(found, key=lambda agreement: agreement.share)
             except (UnsupportedOp, EvaluationError, LookupError) as error:
                 self._known[region] = Agreement(False, 0.0, why=str(error).rstrip("."))
         return self._known[region]
 
     def _compared(self, region: Region, sample: int) -> Agreement:
-        feeds = self._values(sample, region.inputs)
-        kinds = {name: value.dtype for name, value in feeds.items()}
-        models = [self._pair.model(region, which, kinds) for which in (0, 1)]
-        sides = self._pair.original, self._pair.candidate
-        y, other = (evaluated(m, s.directory, feeds)[region.end] for m, s in zip(models, sides, strict=True))
+        y, other = (side[region.end] for side in self._regions.evaluated(region, sample))
         if y.shape != other.shape or y.dtype.kind != other.dtype.kind or not same_places(y, other):
             return Agreement(True, np.inf, np.inf)
         if y.dtype.kind != "f":
             return Agreement(True, 0.0) if np.array_equal(y, other) else Agreement(True, np.inf, np.inf)
-        keep = np.isfinite(y)
-        if not keep.any():
+        if not np.isfinite(y).any():
             return Agreement(True, 0.0)
-        rms, largest = _size(y[keep])
-        off, most = _size((other - y)[keep])
-        u = unit_roundoff(models[0])
-        channels = _channels(y, u)
-        sizes, offs = ([_sizes(x, axis) for axis in channels] for x in (y, other - y))
-        if off <= 2 * u * rms and most <= 2 * u * largest and all(map(_within, offs, sizes, [2 * u] * len(sizes))):
-            return Agreement(True, off / (2 * u * rms) if rms else 0.0, off / rms if rms else 0.0)
-        drawn = self._drawn(models[0], feeds, region.end, y)
-        moved = [_size(d[keep]) for d in drawn]
-        delta = max(u * rms / 4, *(d for d, _ in moved))
-        allowed = SAME * luck(int(keep.sum())) * delta + JUDGE * rms
-        allowed_most = 4 * (SAME * luck(int(keep.sum())) * max(delta, *(d for _, d in moved)) + JUDGE * largest)
-        share = max(off / allowed, most / allowed_most) if allowed else np.inf
-        for axis, size, away in zip(channels, sizes, offs, strict=True):
-            room = SAME * luck(y.size // y.shape[axis])
-            each = np.max([u * size / 4, *(_sizes(d, axis) for d in drawn)], axis=0)
-            # a dead channel's folded weights may be subnormal: next to the others that is nothing
-            allowed_each = room * each + JUDGE * size + 2.0**-80 * rms
-            with np.errstate(all="ignore"):
-                used = np.where(away > 0, away / allowed_each, 0.0)
-            share = max(share, float(np.max(used, initial=0.0)))
-        return Agreement(True, float(share), float(off / rms) if rms else np.inf)
+        model = self._regions.models(region)[0]
+        measured = _Difference(y, other, unit_roundoff(model))
+        if measured.within_roundoff:
+            return Agreement(True, measured.off / (2 * measured.u * measured.rms or 1.0), measured.relative)
+        share = np.inf
+        for moved in self._drawn(model, region, sample):
+            share = measured.share(moved)
+            if share <= 1 or share > _FAR:  # more draws allow more, but not so much more
+                break
+        return Agreement(True, share, measured.relative)
 
-    def _drawn(self, model: onnx.ModelProto, feeds: Mapping[str, Array], end: str, y: Array) -> list[Array]:
-        """What moving the original's weights by ±u does to the region's end."""
+    def _drawn(self, model: onnx.ModelProto, region: Region, sample: int) -> Iterator[Array]:
+        """The region's end in float64 after the original's weights were moved by ±u."""
         base = lifted(model)
-        directory = self._pair.original.directory
+        directory = self._regions.pair.original.directory
         weights = Weights(base, directory)
         given = {value.name for value in base.graph.input}
-        inside = {name: value for name, value in feeds.items() if name in given}
-        found: list[Array] = []
+        inside = {name: value for name, value in self._regions.feeds(region, sample).items() if name in given}
         for draw in range(_DRAWS):
             perturbed, moved = weights.perturbed(self._seed, draw)
             with np.errstate(all="ignore"):
-                value = Evaluator(perturbed, directory=directory, exact=moved).run(inside, [end])[end]
-                found.append(value - y if value.shape == y.shape else np.zeros_like(y))
-        return found
+                yield Evaluator(perturbed, directory=directory, exact=moved).run(inside, [region.end])[region.end]
+
+
+class _Difference:
+    """other − y in rms, at its largest and in every channel; and what rounding may do to those, as far as is known."""
+
+    def __init__(self, y: Array, other: Array, u: float) -> None:
+        self.u = u
+        self._y, self._keep, self._whole = y, np.isfinite(y), bool(np.isfinite(y).all())
+        self.rms, self._largest = self._measured(y)
+        with np.errstate(all="ignore"):
+            difference = other - y
+        self.off, self._most = self._measured(difference)
+        self._channels = _channels(y, u)
+        self._sizes, self._offs = ([_sizes(x, axis) for axis in self._channels] for x in (y, difference))
+        self._delta, self._moved = u * self.rms / 4, 0.0
+        self._each = [u * size / 4 for size in self._sizes]
+
+    def _measured(self, x: Array) -> tuple[float, float]:
+        return _size(x if self._whole else x[self._keep])
+
+    @property
+    def relative(self) -> float:
+        if self.rms:
+            return float(self.off / self.rms)
+        return float("inf") if self.off else 0.0
+
+    @property
+    def within_roundoff(self) -> bool:
+        """Everywhere as close as two roundings of the value itself."""
+        u = 2 * self.u
+        close = self.off <= u * self.rms and self._most <= u * self._largest
+        return close and all(_within(off, size, u) for off, size in zip(self._offs, self._sizes, strict=True))
+
+    def share(self, moved: Array) -> float:
+        """The difference as a share of what is allowed after one more draw."""
+        y = self._y
+        with np.errstate(all="ignore"):
+            drawn = moved - y if moved.shape == y.shape else np.zeros_like(y)
+        rms, most = self._measured(drawn)
+        self._delta, self._moved = max(self._delta, rms), max(self._moved, most)
+        reach = SAME * luck(int(self._keep.sum()))
+        allowed = reach * self._delta + JUDGE * self.rms
+        allowed_most = 4 * (reach * max(self._delta, self._moved) + JUDGE * self._largest)
+        share = max(self.off / allowed, self._most / allowed_most) if allowed else np.inf
+        for k, axis in enumerate(self._channels):
+            self._each[k] = np.maximum(self._each[k], _sizes(drawn, axis))
+            # a dead channel's folded weights may be subnormal: next to the others that is nothing
+            room = SAME * luck(y.size // y.shape[axis])
+            allowed_each = room * self._each[k] + JUDGE * self._sizes[k] + 2.0**-80 * self.rms
+            away = self._offs[k]
+            with np.errstate(all="ignore"):
+                used = np.where(away > 0, away / allowed_each, 0.0)
+            share = max(share, float(np.max(used, initial=0.0)))
+        return float(share)
 
 
 def _channels(y: Array, u: float) -> list[int]:
@@ -167,18 +193,22 @@ def _size(x: Array) -> tuple[float, float]:
     return largest * float(np.sqrt(np.mean(np.square(x / largest)))), largest
 
 
-def cut(pair: Pair, values: Values, samples: int, *, seed: int, different: bool | None) -> tuple[list[Cut], str]:
+def cut(
+    regions: Regions, *, seed: int, different: bool | None, settle: Callable[[Region], None]
+) -> tuple[list[Cut], str]:
     """The regions in which the models differ, in topological order, and a note where not all could be opened up.
 
-    values: the original's activations by number of the sample and names. different: whether the models are known to be
-    different functions; False: known to be the same, None: it is found out here, at the outputs.
+    different: whether the models are known to be different functions; False: known to be the same, None: it is found
+    out here, at the outputs. settle: is shown each region that is cut, as soon as it is; some are taken back later.
     """
-    return _Search(pair, _Comparer(pair, values, samples, seed), different).run()
+    return _Search(regions.pair, _Comparer(regions, seed), different, settle).run()
 
 
 class _Search:
-    def __init__(self, pair: Pair, compare: _Comparer, different: bool | None) -> None:
-        self._pair, self._compare, self._different = pair, compare, different
+    def __init__(
+        self, pair: Pair, compare: _Comparer, different: bool | None, settle: Callable[[Region], None]
+    ) -> None:
+        self._pair, self._compare, self._different, self._settle = pair, compare, different, settle
         self._names = pair.names
         self._place = {name: k for k, name in enumerate(self._names)}
         self._outputs = set(pair.original.outputs)
@@ -217,13 +247,17 @@ class _Search:
         if not agreement.known:
             self._strikes[name] = 0
             if name in self._outputs:
-                self._cuts[name] = Cut(region, agreement)
+                self._keep(name, region, agreement)
             return following
         return self._differs(name, region, agreement)
 
     def _accept(self, name: str, region: Region, agreement: Agreement) -> None:
         self._shared.add(name)
+        self._keep(name, region, agreement)
+
+    def _keep(self, name: str, region: Region, agreement: Agreement) -> None:
         self._cuts[name] = Cut(region, agreement)
+        self._settle(region)
 
     def _differs(self, name: str, region: Region, agreement: Agreement) -> int:
         following = self._place[name] + 1
@@ -235,7 +269,7 @@ class _Search:
         last = name in self._outputs
         if self._different is False or not (last or (tired and self._different)):
             if last:
-                self._cuts[name] = Cut(region, agreement)
+                self._keep(name, region, agreement)
             return following
         return self._blame(self._culprit([*chain, name]))
 

@@ -1,50 +1,66 @@
-"""The original's own activations, as the provider computes them: what both sides of a region are fed.
+"""Values inside the original: what both sides of a region are fed.
 
-They are read by running a copy of the original with these values as outputs, so many at a time as fit into memory, and
-lie on disk until they are needed.
+A bound of a region holds on any input, so they need not be the provider's own: the reference computes them, in the
+model's own types, and only an original that it cannot evaluate is run on the provider with them as outputs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
+from bnfold.errors import UnsupportedOp
 from bnfold.files import ModelFile, save
+from bnfold.reference import EvaluationError, Evaluator
 
 from .cost import estimate
 from .inputs import Sample
 from .providers import Provider, ProviderDied, ProviderError
+from .shelf import Shelf
 
 __all__ = ["NoValue", "Teacher"]
 
 Array = npt.NDArray[Any]
 _GROUP = 1 << 29  # bytes of activations that the provider holds at once
+_MEMORY = 1 << 28  # bytes of values that are kept in memory; and up to which all are kept, asked for or not
 
 
 class NoValue(Exception):
-    """The provider does not hand out this value of the original."""
+    """Neither the reference nor the provider hands out this value of the original."""
 
 
 class Teacher:
-    """Values inside the original, for every sample. Loads models into the provider as it needs them."""
+    """Values inside the original, for every sample. `names`: those that may be asked for.
 
-    def __init__(self, original: ModelFile, samples: Sequence[Sample], provider: Provider) -> None:
+    May load models into the provider.
+    """
+
+    def __init__(
+        self, original: ModelFile, samples: Sequence[Sample], provider: Provider, names: Collection[str] = ()
+    ) -> None:
         self._file, self._samples, self._provider = original, samples, provider
         made = sum(len(node.output) for node in original.model.graph.node)
-        elements = max((estimate(original.model, s.shapes).activations for s in samples), default=0)
-        groups = math.ceil(4 * elements / _GROUP)
+        elements = [estimate(original.model, s.shapes).activations for s in samples]
+        groups = math.ceil(4 * max(elements, default=0) / _GROUP)
         self._together = max(1, made // max(groups, 1))
-        self._number: dict[str, int] = {}  # of the file that holds it; -1: the provider refuses
+        self._all = frozenset(names) if 4 * sum(elements) <= _MEMORY else frozenset[str]()
+        self._shelf = Shelf(provider.folder, "value", _MEMORY)
+        self._inputs = {value.name for value in original.model.graph.input}
+        self._refused: set[str] = set()
+        self._own: Evaluator | None = None
+        self._evaluates = True
 
     def fetch(self, names: Iterable[str]) -> None:
         """Have the values ready, for all samples. Raises ProviderDied."""
-        inputs = {value.name for value in self._file.model.graph.input}
-        missing = [name for name in dict.fromkeys(names) if name not in self._number and name not in inputs]
+        missing = self._missing(names)
+        if missing and self._evaluates:
+            self._evaluate(missing)
+            missing = self._missing(missing)
         for start in range(0, len(missing), self._together):
             self._run(missing[start : start + self._together])
 
@@ -55,11 +71,31 @@ class Teacher:
         feeds = self._samples[index].feeds
         return {name: feeds[name] if name in feeds else self._stored(index, name) for name in wanted}
 
+    def _missing(self, names: Iterable[str]) -> list[str]:
+        last = len(self._samples) - 1  # the samples are filled in order
+        known = self._inputs | self._refused
+        return [name for name in dict.fromkeys(names) if name not in known and (last, name) not in self._shelf]
+
     def _stored(self, index: int, name: str) -> Array:
-        number = self._number.get(name, -1)
-        if number < 0:
+        if (index, name) not in self._shelf:
             raise NoValue(f"the provider does not hand out {name!r}")
-        return np.load(self._provider.folder / f"value{number}-{index}.npy", mmap_mode="r")
+        return self._shelf[index, name]
+
+    def _evaluate(self, names: Sequence[str]) -> None:
+        keep = self._all.union(names)
+        try:
+            if self._own is None:
+                self._own = Evaluator(self._file.model, dtype=None, directory=self._file.directory)
+            for index, sample in enumerate(self._samples):
+
+                def observe(name: str, value: Any, index: int = index) -> None:
+                    if name in keep and hasattr(value, "dtype"):  # sequences and optionals are none
+                        self._shelf.put((index, name), value)
+
+                with np.errstate(all="ignore"):
+                    self._own.run(sample.feeds, list(names), observe=observe)
+        except (UnsupportedOp, EvaluationError):
+            self._evaluates = False
 
     def _run(self, names: Sequence[str]) -> None:
         try:
@@ -67,18 +103,15 @@ class Teacher:
             for index, sample in enumerate(self._samples):
                 found = self._provider.run(sample.feeds)
                 for name in names:
-                    number = self._number.setdefault(name, len(self._number))
-                    np.save(self._provider.folder / f"value{number}-{index}.npy", found[name])
+                    self._shelf.put((index, name), found[name])
         except ProviderDied:
             raise
         except ProviderError:
-            for name in names:
-                self._number.pop(name, None)
             if len(names) == 1:
-                self._number[names[0]] = -1
+                self._refused.add(names[0])
                 return
-            self._run(names[: len(names) // 2])
-            self._run(names[len(names) // 2 :])
+            self._run(self._missing(names[: len(names) // 2]))
+            self._run(self._missing(names[len(names) // 2 :]))
 
     def _load(self, names: Sequence[str]) -> None:
         model = onnx.ModelProto()

@@ -1,0 +1,64 @@
+"""Regions evaluated in float64 on the original's own activations, each side once for whoever asks."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from bnfold.reference import Evaluator
+
+from .regions import Pair, Region
+
+__all__ = ["Regions", "Values"]
+
+Array = npt.NDArray[Any]
+Values = Callable[[int, frozenset[str]], Mapping[str, Array]]
+_MEMORY = 1 << 27  # bytes of evaluated values that are kept
+
+
+class Regions:
+    """values: the original's activations by number of the sample and names; LookupError where there are none."""
+
+    def __init__(self, pair: Pair, values: Values, samples: int) -> None:
+        self.pair, self.samples = pair, samples
+        self._values = values
+        self._kept: OrderedDict[tuple[Region, int], list[dict[str, Array]]] = OrderedDict()
+        self._bytes = 0
+
+    def feeds(self, region: Region, sample: int) -> Mapping[str, Array]:
+        """What both sides read."""
+        return self._values(sample, region.inputs)
+
+    def models(self, region: Region) -> list[onnx.ModelProto]:
+        """The original's side and the candidate's, as models of their own."""
+        kinds = {name: value.dtype for name, value in self.feeds(region, 0).items()}
+        return [self.pair.model(region, which, kinds) for which in (0, 1)]
+
+    def evaluated(self, region: Region, sample: int) -> list[dict[str, Array]]:
+        """All values of either side in float64, weights too. Raises UnsupportedOp, EvaluationError, LookupError."""
+        key = region, sample
+        if key in self._kept:
+            return self._kept[key]
+        feeds = self.feeds(region, sample)
+        sides = self.pair.original, self.pair.candidate
+        found: list[dict[str, Array]] = []
+        for model, side in zip(self.models(region), sides, strict=True):
+            given = {value.name for value in model.graph.input}
+            names = [*dict.fromkeys(name for node in model.graph.node for name in (*node.input, *node.output) if name)]
+            with np.errstate(all="ignore"):
+                evaluator = Evaluator(model, directory=side.directory)
+                found.append(evaluator.run({k: v for k, v in feeds.items() if k in given}, names))
+        self._kept[key] = found
+        self._bytes += _size(found)
+        while self._bytes > _MEMORY and len(self._kept) > 1:
+            self._bytes -= _size(self._kept.popitem(last=False)[1])
+        return found
+
+
+def _size(found: list[dict[str, Array]]) -> int:
+    return sum(value.nbytes for values in found for value in values.values())
