@@ -7,6 +7,7 @@ domain that nobody knows is fine. Nodes that merely stand in the wrong order, as
 import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import onnx
 import onnx.defs
@@ -14,6 +15,8 @@ import onnx.defs
 from ..errors import MalformedModel, UnsupportedModel
 from .external import extent, payload
 
+_TYPES = onnx.AttributeProto
+_AS_GOOD = {(_TYPES.FLOAT, _TYPES.INT), (_TYPES.FLOATS, _TYPES.INTS)}  # (the operator's own type, what it may get)
 _Scopes = tuple[set[str], ...]
 
 
@@ -71,7 +74,7 @@ def _opsets(imports: Iterable[onnx.OperatorSetIdProto], ir_version: int) -> dict
                 f"The model uses opset {entry.version}; the installed onnx {onnx.__version__} knows up to "
                 f"{onnx.defs.onnx_opset_version()}. Install a newer onnx, or export for an older opset."
             )
-        if entry.version <= 0:
+        if not 0 < entry.version < 2**31:
             raise MalformedModel(f"The model imports opset {entry.version} of {shown}; opsets count from 1.")
         opsets[domain] = entry.version
     if not opsets and ir_version < 3:  # before IR 3 there was one opset and no import
@@ -87,6 +90,7 @@ class _Check:
         self._own = own
         self._directory = directory
         self._arity: dict[tuple[str, str], tuple[int, int, int, int] | None] = {}
+        self._types: dict[tuple[str, str], dict[str, int]] = {}  # of the attributes that an operator has
 
     def graph(self, graph: onnx.GraphProto, scopes: _Scopes, outer: tuple[Sequence[onnx.NodeProto], ...]) -> None:
         known: set[str] = set()
@@ -105,6 +109,7 @@ class _Check:
             self._tensor(sparse.indices)
         known |= initialized
         self.nodes(graph.node, (*scopes, known), outer)
+        _texts(known)
         _defined([value.name for value in graph.output], known.union(*scopes), f"graph '{graph.name}'")
 
     def nodes(
@@ -117,7 +122,11 @@ class _Check:
                 if name and name not in known and not any(name in scope for scope in scopes):
                     raise _undefined(node, name, nodes, outer)
             self._operator(node, len(inputs), len(outputs))
+            types = self._types.get((node.domain, node.op_type), {}) if node.attribute else {}
             for attribute in node.attribute:
+                wanted = types.get(attribute.name, attribute.type)
+                if wanted != attribute.type and (wanted, attribute.type) not in _AS_GOOD:
+                    raise MalformedModel(f"The attribute '{attribute.name}' of {_label(node)} has the wrong type.")
                 match attribute.type:
                     case onnx.AttributeProto.TENSOR:
                         self._tensor(attribute.t)
@@ -158,6 +167,7 @@ class _Check:
 
     def _look_up(self, node: onnx.NodeProto) -> tuple[int, int, int, int] | None:
         domain = "" if node.domain == "ai.onnx" else node.domain
+        _texts((node.op_type, node.domain))
         if not node.op_type:
             raise MalformedModel(f"{_label(node)} names no operator (its op_type is empty).")
         if (node.domain, node.op_type) in self._own:
@@ -171,6 +181,8 @@ class _Check:
             schema = onnx.defs.get_schema(node.op_type, version, domain)
         except onnx.defs.SchemaError:
             return None
+        attributes = cast("Mapping[str, Any]", schema.attributes)
+        self._types[node.domain, node.op_type] = {name: a.type.value for name, a in attributes.items()}
         return schema.min_input, schema.max_input, schema.min_output, schema.max_output
 
     def _tensor(self, proto: onnx.TensorProto) -> None:
@@ -179,10 +191,15 @@ class _Check:
             return
         if proto.data_type == onnx.TensorProto.STRING:
             return
-        needed = payload(proto)
+        needed, held = payload(proto), len(proto.raw_data)
+        if held > needed:
+            raise MalformedModel(
+                f"Tensor '{proto.name}' of shape {list(proto.dims)} needs {needed} bytes and holds {held}: "
+                "the model is damaged."
+            )
         # ByteSize does not copy the data; a typed field holds at least one byte for an element, or for eight of 4 bits
         enough = needed if proto.HasField("raw_data") else needed // 16
-        if enough > (len(proto.raw_data) or proto.ByteSize()):
+        if enough > (held or proto.ByteSize()):
             raise MalformedModel(
                 f"Tensor '{proto.name}' of shape {list(proto.dims)} needs {needed} bytes and holds fewer: "
                 "the model is damaged."
@@ -286,6 +303,12 @@ def _reads(node: onnx.NodeProto) -> Iterator[str]:
             own = {output for inner in graph.node for output in inner.output}
             for inner in graph.node:
                 yield from (name for name in _reads(inner) if name not in own)
+
+
+def _texts(names: Iterable[object]) -> None:
+    """Refuse names that are not UTF-8, which protobuf hands out as bytes."""
+    if bytes in set(map(type, names)):
+        raise MalformedModel("The model has names that are not text in UTF-8: it is damaged.")
 
 
 def _label(node: onnx.NodeProto) -> str:
