@@ -6,6 +6,7 @@ is compared across runs. `cp` and onnx's own load and save are the floor, and wh
 
 from __future__ import annotations
 
+import compileall
 import importlib.util
 import json
 import os
@@ -20,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
+
+import bnfold
 
 from .models import TOOLS
 from .networks import make
@@ -125,6 +128,7 @@ def table(found: Mapping[str, Measured]) -> list[str]:
 @click.option("--seconds", default=120.0, show_default=True, help="How long a peer may take.")
 def fold_command(models: tuple[str, ...], runs: int, peers: tuple[str, ...], seconds: float) -> None:
     """Fold and save MODELS: resnet50, resnet152, external (2.4 GB), or the number of pairs of a chain."""
+    compileall.compile_dir(Path(bnfold.__file__).parent, quiet=2)  # as it is where pip has installed it
     wanted = tuple(peer for peer in PEERS if (peer in peers if peers else importlib.util.find_spec(peer)))
     for name in models or MODELS:
         with tempfile.TemporaryDirectory() as folder:
