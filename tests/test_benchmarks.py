@@ -52,6 +52,14 @@ def test_the_latency_benchmark_compares_three_sessions():
     assert left == [("original", "8"), ("folded", "8"), ("aggressive", "0")] * 3
 
 
+def test_the_latency_benchmark_has_a_row_for_each_model_that_folds(tmp_path: Path):
+    shutil.copy(Path(__file__).parents[1] / "models/mlp.onnx", tmp_path)
+    bnfold.fold(tmp_path / "mlp.onnx").save(tmp_path / "done.onnx")
+    done = CliRunner().invoke(main, ["latency", str(tmp_path), "--runs", "5"], catch_exceptions=False)
+    assert re.search(r"\| mlp \| [\d.]+ \| [\d.]+ \| [\d.]+ \| [\d.]+, [\d.]+ \| [\d.]+ \| \d+ → \d+ \|", done.output)
+    assert "| done |" not in done.output and "1 models, geometric mean" in done.output
+
+
 def test_the_chain_folds_whole():
     result = bnfold.fold(chain(12))
     assert [n.op_type for n in result.model.graph.node] == ["Conv"] * 12
