@@ -13,7 +13,7 @@ import onnx
 import onnx.defs
 
 from ..errors import MalformedModel, UnsupportedModel
-from .external import extent, payload
+from .external import Extent, extent, payload
 
 _TYPES = onnx.AttributeProto
 _AS_GOOD = {(_TYPES.FLOAT, _TYPES.INT), (_TYPES.FLOATS, _TYPES.INTS)}  # (the operator's own type, what it may get)
@@ -53,7 +53,9 @@ def _validate(model: onnx.ModelProto, directory: Path | None) -> None:
         )
     opsets = _opsets(model.opset_import, model.ir_version)
     own = {(function.domain, function.name) for function in model.functions}
-    _Check(opsets, own, directory).graph(model.graph, (), ())
+    check = _Check(opsets, own, directory)
+    check.graph(model.graph, (), ())
+    check.disjoint()
     for function in model.functions:
         known = set(function.input)
         _Check(_opsets(function.opset_import, model.ir_version), own, directory).nodes(function.node, (known,), ())
@@ -89,6 +91,7 @@ class _Check:
         self._opsets = opsets
         self._own = own
         self._directory = directory
+        self._extents: list[tuple[Extent, str]] = []
         self._arity: dict[tuple[str, str], tuple[int, int, int, int] | None] = {}
         self._types: dict[tuple[str, str], dict[str, int]] = {}  # of the attributes that an operator has
 
@@ -146,6 +149,16 @@ class _Check:
                         )
                     known.add(name)
 
+    def disjoint(self) -> None:
+        """Refuse external tensors that share a part of their bytes. The very same bytes are one tensor used twice."""
+        last: tuple[Path, int, int, str] | None = None
+        for path, start, end, name in sorted((w.path, w.offset, w.offset + w.length, n) for w, n in self._extents):
+            if last is not None and path == last[0] and start < last[2] and start < end and (start, end) != last[1:3]:
+                raise MalformedModel(
+                    f"The tensors '{last[3]}' and '{name}' overlap in {path}: the data belongs to another model."
+                )
+            last = (path, start, end, name)
+
     def _operator(self, node: onnx.NodeProto, inputs: int, outputs: int) -> None:
         key = (node.domain, node.op_type)
         if key not in self._arity:
@@ -187,7 +200,7 @@ class _Check:
 
     def _tensor(self, proto: onnx.TensorProto) -> None:
         if proto.data_location == onnx.TensorProto.EXTERNAL:
-            extent(proto, self._directory)
+            self._extents.append((extent(proto, self._directory), proto.name))
             return
         if proto.data_type == onnx.TensorProto.STRING:
             return
