@@ -21,12 +21,24 @@ __all__ = [
     "UsageError",
 ]
 
+_LONGEST = 1000  # characters of a sentence
+
 
 class BnfoldError(Exception):
     """Anything that bnfold refuses to do. Its text is meant to be shown as it is, without a traceback."""
 
     exit_code: int = 2
     kind: str = "error"
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(_on_one_line(message))
+
+
+def _on_one_line(text: str) -> str:
+    """Names come from the model, whoever made it: no line break or control character of theirs is shown as it is."""
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 200]} ... {text[-150:]}"
 
 
 class UsageError(BnfoldError):

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import onnx
 
 from . import receipt, rewrite, sources
+from .errors import BnfoldError, MalformedModel
 from .files import ModelFile, load
 from .functions import inlined
 from .graph import Graph, Node, overridable_inputs
@@ -113,15 +114,43 @@ def _fold_leaving(
     read: Callable[[Graph, Node], sources.Source | Refusal],
 ) -> FoldResult:
     source = load(model)
+    original = onnx.ModelProto()
+    original.CopyFrom(source.model)
+    try:
+        return _fold_loaded(
+            source, original, leave, patterns, freeze_inputs, keep_inputs, max_growth, aggressive, partial, read
+        )
+    except (BnfoldError, MemoryError):
+        raise
+    except Exception as error:  # a bug here, or attributes and shapes that cannot go together
+        from .files.contradiction import contradiction
+
+        why = contradiction(original)
+        if why is None:
+            raise
+        where = "The model" if source.path is None else str(source.path)
+        raise MalformedModel(f"{where} contradicts itself: {why.rstrip('.')}.") from error
+
+
+def _fold_loaded(
+    source: ModelFile,
+    original: onnx.ModelProto,
+    leave: Mapping[str, str] | None,
+    patterns: tuple[tuple[str, ...], tuple[str, ...]],
+    freeze_inputs: bool,
+    keep_inputs: bool,
+    max_growth: int | Callable[[int], int] | None,
+    aggressive: bool,
+    partial: bool,
+    read: Callable[[Graph, Node], sources.Source | Refusal],
+) -> FoldResult:
     if max_growth is None:
         limit = max(_FREE_GROWTH, source.total_size // 10)
     else:
         limit = max_growth if isinstance(max_growth, int) else max_growth(source.total_size)
     overridable, frozen = overridable_inputs(source.model, freeze_inputs=freeze_inputs, keep_inputs=keep_inputs)
     opsets = {"" if i.domain == "ai.onnx" else i.domain: i.version for i in source.model.opset_import}
-    original, model = onnx.ModelProto(), source.model
-    original.CopyFrom(model)
-    stored = original
+    model, stored = source.model, original
     if model.functions and (flat := inlined(model)) is not None:
         model, stored = flat, onnx.ModelProto()
         stored.CopyFrom(flat)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx
 
 _Id = tuple[str, str, str]
+_MOST = 1_000_000  # nodes that inlining may make: functions that call one another twice each grow without bounds
 
 
 def inlined(model: onnx.ModelProto) -> onnx.ModelProto | None:
@@ -13,7 +14,7 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto | None:
     None where there is no such function, or where onnx cannot inline it.
     """
     holding = _holding(model)
-    if not holding:
+    if not holding or not _is_finite(model, frozenset(holding)):
         return None
     from onnx import inliner
 
@@ -31,6 +32,30 @@ def _holding(model: onnx.ModelProto) -> list[_Id]:
         if callers <= found:
             return [key for key in bodies if key in found]
         found |= callers
+
+
+def _is_finite(model: onnx.ModelProto, holding: frozenset[_Id]) -> bool:
+    """Whether inlining ends, and with no more than _MOST nodes."""
+    calls: dict[_Id, tuple[list[_Id], int]] = {}
+    for f in model.functions:
+        nodes = _all(list(f.node))
+        calls[f.domain, f.name, f.overload] = [_calls(n) for n in nodes if _calls(n) in holding], len(nodes)
+    sizes: dict[_Id, int] = {}
+    open_: set[_Id] = set()
+    wanted = [_calls(node) for node in _all(list(model.graph.node)) if _calls(node) in holding]
+    stack = list(dict.fromkeys(wanted))
+    while stack:
+        key = stack[-1]
+        missing = [each for each in dict.fromkeys(calls[key][0]) if each not in sizes]
+        if key in sizes or not missing:
+            sizes.setdefault(key, calls[key][1] + sum(sizes[each] for each in calls[key][0]))
+            open_.discard(stack.pop())
+        elif key in open_ and any(each in open_ for each in missing):
+            return False  # it calls itself
+        else:
+            open_.add(key)
+            stack += missing
+    return sum(sizes[key] for key in wanted) <= _MOST
 
 
 def _is_source(node: onnx.NodeProto) -> bool:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from .graph import Graph, Node
 
 STEPS = 2000  # laws that one search may ask
+# What arithmetic with sizes raises where they cannot go together. Shape inference leaves much of that unsaid (a bias
+# longer than the channels are many), so a law meets it: such a source stays, as one that no law can move.
+_IMPOSSIBLE = ValueError, IndexError, ZeroDivisionError, OverflowError
 _T = TypeVar("_T")
 
 _Path: TypeAlias = "tuple[Node, _Path] | None"
@@ -41,6 +44,11 @@ class _Wanted:
 
     way: str
     maps: Mapping[int, Affine]
+
+
+def _impossible(node: Node) -> Refusal:
+    text = f"The sizes and attributes of this {node.op_type} contradict each other."
+    return Refusal(Reason.MALFORMED, node.at, text)
 
 
 def _names(path: _Path) -> tuple[str, ...]:
@@ -341,12 +349,15 @@ class Search:
             strange = sorted(set(node.attribute_names) - law.attributes)
             return Refusal(Reason.UNKNOWN_OP, node.at, f"{node.op_type} has an unknown attribute {strange[0]!r}.")
         op = OverlaidOp(self._graph, overlay, node, self._aggressive)
-        if ask.way == "down":
-            return law.down(op, ask.maps)
-        if len(ask.maps) == 1:
-            return law.up(op, *next(iter(ask.maps.items())))
-        if law.up_all is not None:
-            return law.up_all(op, ask.maps)
+        try:
+            if ask.way == "down":
+                return law.down(op, ask.maps)
+            if len(ask.maps) == 1:
+                return law.up(op, *next(iter(ask.maps.items())))
+            if law.up_all is not None:
+                return law.up_all(op, ask.maps)
+        except _IMPOSSIBLE:
+            return _impossible(node)
         return Refusal(Reason.CONFLICT, node.at, f"More than one output of {node.op_type} would have to change.")
 
     def _apply(self, overlay: Overlay, option: tuple[tuple[Action, ...], Node, _Path, str], direction: str) -> bool:
@@ -357,7 +368,7 @@ class Search:
         for action in actions:
             match action:
                 case Need():
-                    refused = self._need(overlay, node, action, here)
+                    refused = self._needed(overlay, node, action, here)
                 case Carry():
                     refused = self._carry(overlay, node, action, here)
                 case SetAttribute(name, value):
@@ -409,6 +420,12 @@ class Search:
         if base is not None:
             return self._edit(overlay, edge, base, need)
         return self._produce(overlay, value, need.affine, edge, path)
+
+    def _needed(self, overlay: Overlay, node: Node, need: Need, path: _Path) -> Refusal | None:
+        try:
+            return self._need(overlay, node, need, path)
+        except _IMPOSSIBLE:
+            return _impossible(node)
 
     def _edit(self, overlay: Overlay, edge: tuple[Node, int], base: Tensor, need: Need) -> Refusal | None:
         edited = base.after(need.affine, need.shape)

@@ -44,6 +44,7 @@ _LARGEST: dict[int, float] = {
 # of the range could make it more than the last bit of a subnormal. Dead channels (gamma and weights both decayed to
 # 1e-39) have such products.
 _LOST: dict[int, float] = {onnx.TensorProto.FLOAT16: 2.0**-25}
+_VALUE = """raw_data float_data int32_data int64_data double_data uint64_data external_data data_location""".split()
 _BLOCK = 1 << 20  # bytes of a tensor that are computed at once
 _CACHED = 1 << 16  # tensors of up to this many elements keep their float64 value: BN parameters, biases
 
@@ -128,12 +129,22 @@ class Tensor:
         return rounded(self.exact(), self.data_type).tobytes() if self.stored is None else self.stored
 
     def write_over(self, proto: onnx.TensorProto, *, later: bool = False) -> None:
-        """`to_proto` into the protobuf that holds the original value."""
+        """`to_proto` into the protobuf that holds the original value; what else that protobuf says stays."""
         mine = self.proto
-        if self.stored is not None and mine is not None and mine.name == proto.name and proto.HasField("raw_data"):
-            proto.raw_data = self.stored
-        else:
+        if mine is None or mine.name != proto.name:
             proto.CopyFrom(self.to_proto(proto.name, later=later))
+            return
+        if self.stored is not None and proto.HasField("raw_data"):
+            proto.raw_data = self.stored
+            return
+        for field_name in _VALUE:
+            proto.ClearField(field_name)
+        proto.data_type = self.data_type
+        proto.dims[:] = self.shape
+        if later and self.nbytes >= BULK:
+            mark(proto, FOLDED)
+        else:
+            proto.raw_data = self.raw()
 
     def pieces(self) -> Iterator[tuple[int, Callable[[], bytes]]]:
         """The edited tensor's bytes, rounded once, in blocks of rows: (offset in bytes, what computes the block)."""

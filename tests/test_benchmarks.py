@@ -6,23 +6,41 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 from click.testing import CliRunner
 
 import bnfold
-from benchmarks.__main__ import chain, main
+from benchmarks.__main__ import main
+from benchmarks.folding import Measured
+from benchmarks.networks import chain, resnet
 
 pytest.importorskip("onnxruntime")
 
 
 def test_the_fold_benchmark_compares_whole_processes():
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "fold", "5", "--runs", "1"],
+        [sys.executable, "-m", "benchmarks", "fold", "5", "--runs", "1", "--peer", "onnxruntime"],
         cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True,
     )  # fmt: skip
-    for command in ("bnfold --no-check", "onnxruntime BASIC", "onnx load and save", "cp"):
+    for command in ("bnfold --no-check", "onnxruntime BASIC", "onnx load and save", "python and imports", "cp"):
         (line,) = [line for line in done.stdout.splitlines() if line.strip().startswith(command)]
-        assert re.search(r"\d s +[\d.]+x +\d+ MiB$", line)
+        assert re.search(r"\d s +[\d.]+x +\d+ MiB +[\d.]+ s of CPU$", line)
+    assert "failed" not in done.stdout
+
+
+def test_a_peer_that_fails_or_never_ends_is_named(tmp_path: Path):
+    found = Measured()
+    found.add([sys.executable, "-c", "raise SystemExit(3)"], 20)
+    found.add([sys.executable, "-c", "while True: pass"], 0.5)
+    assert found.failed == ["failed", "over 0.5 s"] and not found.times
+
+
+def test_the_network_of_the_benchmark_is_a_resnet_and_folds_whole():
+    result = bnfold.fold(resnet((1, 1)))
+    kinds = [n.op_type for n in result.model.graph.node]
+    assert "BatchNormalization" not in kinds and kinds.count("Conv") == 9
+    onnx.checker.check_model(result.model, full_check=True)
 
 
 def test_the_latency_benchmark_compares_three_sessions():
@@ -32,6 +50,14 @@ def test_the_latency_benchmark_compares_three_sessions():
     )  # fmt: skip
     left = re.findall(r"(\w+) +[\d.]+ ms +[\d.]+x  (\d) BatchNormalizations", done.stdout)
     assert left == [("original", "8"), ("folded", "8"), ("aggressive", "0")] * 3
+
+
+def test_the_latency_benchmark_has_a_row_for_each_model_that_folds(tmp_path: Path):
+    shutil.copy(Path(__file__).parents[1] / "models/mlp.onnx", tmp_path)
+    bnfold.fold(tmp_path / "mlp.onnx").save(tmp_path / "done.onnx")
+    done = CliRunner().invoke(main, ["latency", str(tmp_path), "--runs", "5"], catch_exceptions=False)
+    assert re.search(r"\| mlp \| [\d.]+ \| [\d.]+ \| [\d.]+ \| [\d.]+, [\d.]+ \| [\d.]+ \| \d+ → \d+ \|", done.output)
+    assert "| done |" not in done.output and "1 models, geometric mean" in done.output
 
 
 def test_the_chain_folds_whole():

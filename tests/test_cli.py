@@ -572,7 +572,7 @@ def test_the_contract_lists_these_options():
     --format --report --quiet --verbose --version"""
     found = {option for each in group.commands["fold"].params for option in each.opts if option.startswith("--")}
     assert found == set(wanted.split())
-    assert set(group.commands) == {"fold", "explain", "check", "hook", "doctor"}
+    assert set(group.commands) == {"fold", "explain", "check", "bench", "hook", "doctor"}
 
 
 def test_help_and_version_and_no_arguments(tmp_path: Path):

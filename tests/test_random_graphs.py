@@ -241,6 +241,8 @@ def holds(seed: int) -> None:
     left = [k for k in result.report.kept if "BatchNormalization" in k.op]
     assert count(result.model) == sum(k.op.split(" + ").count("BatchNormalization") for k in left)
     assert all(k.reason and k.message and k.hint for k in result.report.kept)
+    reasons = {r for k in result.report.kept for r in (k.reason, *(a.reason for a in k.alternatives))}
+    assert "MALFORMED" not in reasons, "a law stumbled over sizes that go together"
     gone = [name for f in result.report.folded for name in f.nodes]
     kept = [name for k in result.report.kept for name in k.nodes]
     assert len({*gone, *kept}) == len(gone) + len(kept), "a source is reported twice"

@@ -305,6 +305,48 @@ def check(
         return run_check(original, candidate, checking, frozenset(accept), console, power=power)
 
 
+@bnfold.command("bench")
+@click.argument("model", type=_MODEL)
+@click.argument("candidate", type=_MODEL, required=False)
+@click.option("--runs", type=click.IntRange(1), default=100, show_default=True, metavar="N", help="Rounds at most.")
+@click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads for the runtime. Default: its own.")
+@click.option("--seed", type=click.IntRange(0), default=0, metavar="N", help="Seed of the inputs. Default: 0.")
+@click.option(
+    "--shape",
+    "shapes",
+    callback=shapes,
+    multiple=True,
+    metavar="NAME:SIZES",
+    help="The shape of a dynamic input, as in input:1,3,224,224; repeatable.",
+)
+@click.option(
+    "--inputs",
+    type=click.Path(readable=False, path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="Run on the first sample of this .npz.",
+)
+@click.option(
+    "--custom-ops",
+    type=click.Path(readable=False, path_type=Path),
+    multiple=True,
+    metavar="LIB",
+    help="A shared library of custom operators for the runtime; repeatable.",
+)
+@_timeout
+@_how_to_say
+def bench(model: Path, candidate: Path | None, **others: Any) -> int:
+    """Time MODEL against its fold (or CANDIDATE) in ONNX Runtime.
+
+    Session creation and runs, in turn, with all optimisations; and how many kernels a run launches. Writes nothing.
+    """
+    from .bench import Timing, run_bench
+
+    console = _console(others)
+    with console.reporting():
+        return run_bench(model, candidate, chosen(Timing, others), console)
+
+
 @bnfold.command("hook")
 @click.argument("models", type=_MODEL, nargs=-1, required=True)
 def hook(models: tuple[Path, ...]) -> int:

@@ -235,6 +235,8 @@ def _check_and_write(
         return (result.check(**arguments) if checking.wanted else None), [], ""
     with files.Staging(target, keep_mode_of=target if writing.in_place else None) as stage:
         step("writing")
+        if writing.receipt:
+            result.source.hash_ahead()
         result.save(stage.path)
         step("checking")
         check = result.check(path=stage.path, **arguments) if checking.wanted else None

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from dataclasses import dataclass
+import threading
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -36,6 +38,18 @@ class ModelFile:
     directory: Path
     size: int
     notes: tuple[str, ...] = ()
+    _ahead: list[str] = field(default_factory=list[str], repr=False)
+    _hashing: threading.Thread | None = field(default=None, repr=False)
+
+    def hash_ahead(self) -> None:
+        """Begin with the digest of a large file now, beside other work; `sha256` waits for it."""
+        if self.path is not None and self.size >= SCANNED and self._hashing is None and "sha256" not in vars(self):
+            self._hashing = threading.Thread(target=self._hash, args=(self.path,), daemon=True)
+            self._hashing.start()
+
+    def _hash(self, path: Path) -> None:
+        with suppress(OSError):  # whoever asks for the digest meets it again
+            self._ahead.append(digest(path))
 
     @cached_property
     def sha256(self) -> str:
@@ -44,7 +58,9 @@ class ModelFile:
             if self.size > LIMIT:
                 raise UnsupportedModel("A model over 2 GiB has no serialized form to take a digest of; save it first.")
             return hashlib.sha256(self.model.SerializeToString(deterministic=True)).hexdigest()
-        return digest(self.path)
+        if self._hashing is not None:
+            self._hashing.join()
+        return self._ahead[0] if self._ahead else digest(self.path)
 
     @cached_property
     def data(self) -> dict[str, Path]:

@@ -7,13 +7,16 @@ domain that nobody knows is fine. Nodes that merely stand in the wrong order, as
 import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import onnx
 import onnx.defs
 
 from ..errors import MalformedModel, UnsupportedModel
-from .external import extent, payload
+from .external import Extent, extent, payload
 
+_TYPES = onnx.AttributeProto
+_AS_GOOD = {(_TYPES.FLOAT, _TYPES.INT), (_TYPES.FLOATS, _TYPES.INTS)}  # (the operator's own type, what it may get)
 _Scopes = tuple[set[str], ...]
 
 
@@ -50,7 +53,9 @@ def _validate(model: onnx.ModelProto, directory: Path | None) -> None:
         )
     opsets = _opsets(model.opset_import, model.ir_version)
     own = {(function.domain, function.name) for function in model.functions}
-    _Check(opsets, own, directory).graph(model.graph, (), ())
+    check = _Check(opsets, own, directory)
+    check.graph(model.graph, (), ())
+    check.disjoint()
     for function in model.functions:
         known = set(function.input)
         _Check(_opsets(function.opset_import, model.ir_version), own, directory).nodes(function.node, (known,), ())
@@ -71,7 +76,7 @@ def _opsets(imports: Iterable[onnx.OperatorSetIdProto], ir_version: int) -> dict
                 f"The model uses opset {entry.version}; the installed onnx {onnx.__version__} knows up to "
                 f"{onnx.defs.onnx_opset_version()}. Install a newer onnx, or export for an older opset."
             )
-        if entry.version <= 0:
+        if not 0 < entry.version < 2**31:
             raise MalformedModel(f"The model imports opset {entry.version} of {shown}; opsets count from 1.")
         opsets[domain] = entry.version
     if not opsets and ir_version < 3:  # before IR 3 there was one opset and no import
@@ -86,7 +91,9 @@ class _Check:
         self._opsets = opsets
         self._own = own
         self._directory = directory
+        self._extents: list[tuple[Extent, str]] = []
         self._arity: dict[tuple[str, str], tuple[int, int, int, int] | None] = {}
+        self._types: dict[tuple[str, str], dict[str, int]] = {}  # of the attributes that an operator has
 
     def graph(self, graph: onnx.GraphProto, scopes: _Scopes, outer: tuple[Sequence[onnx.NodeProto], ...]) -> None:
         known: set[str] = set()
@@ -105,6 +112,7 @@ class _Check:
             self._tensor(sparse.indices)
         known |= initialized
         self.nodes(graph.node, (*scopes, known), outer)
+        _texts(known)
         _defined([value.name for value in graph.output], known.union(*scopes), f"graph '{graph.name}'")
 
     def nodes(
@@ -117,7 +125,11 @@ class _Check:
                 if name and name not in known and not any(name in scope for scope in scopes):
                     raise _undefined(node, name, nodes, outer)
             self._operator(node, len(inputs), len(outputs))
+            types = self._types.get((node.domain, node.op_type), {}) if node.attribute else {}
             for attribute in node.attribute:
+                wanted = types.get(attribute.name, attribute.type)
+                if wanted != attribute.type and (wanted, attribute.type) not in _AS_GOOD:
+                    raise MalformedModel(f"The attribute '{attribute.name}' of {_label(node)} has the wrong type.")
                 match attribute.type:
                     case onnx.AttributeProto.TENSOR:
                         self._tensor(attribute.t)
@@ -136,6 +148,16 @@ class _Check:
                             "an ONNX graph gives each value one definition."
                         )
                     known.add(name)
+
+    def disjoint(self) -> None:
+        """Refuse external tensors that share a part of their bytes. The very same bytes are one tensor used twice."""
+        last: tuple[Path, int, int, str] | None = None
+        for path, start, end, name in sorted((w.path, w.offset, w.offset + w.length, n) for w, n in self._extents):
+            if last is not None and path == last[0] and start < last[2] and start < end and (start, end) != last[1:3]:
+                raise MalformedModel(
+                    f"The tensors '{last[3]}' and '{name}' overlap in {path}: the data belongs to another model."
+                )
+            last = (path, start, end, name)
 
     def _operator(self, node: onnx.NodeProto, inputs: int, outputs: int) -> None:
         key = (node.domain, node.op_type)
@@ -158,6 +180,7 @@ class _Check:
 
     def _look_up(self, node: onnx.NodeProto) -> tuple[int, int, int, int] | None:
         domain = "" if node.domain == "ai.onnx" else node.domain
+        _texts((node.op_type, node.domain))
         if not node.op_type:
             raise MalformedModel(f"{_label(node)} names no operator (its op_type is empty).")
         if (node.domain, node.op_type) in self._own:
@@ -171,18 +194,25 @@ class _Check:
             schema = onnx.defs.get_schema(node.op_type, version, domain)
         except onnx.defs.SchemaError:
             return None
+        attributes = cast("Mapping[str, Any]", schema.attributes)
+        self._types[node.domain, node.op_type] = {name: a.type.value for name, a in attributes.items()}
         return schema.min_input, schema.max_input, schema.min_output, schema.max_output
 
     def _tensor(self, proto: onnx.TensorProto) -> None:
         if proto.data_location == onnx.TensorProto.EXTERNAL:
-            extent(proto, self._directory)
+            self._extents.append((extent(proto, self._directory), proto.name))
             return
         if proto.data_type == onnx.TensorProto.STRING:
             return
-        needed = payload(proto)
+        needed, held = payload(proto), len(proto.raw_data)
+        if held > needed:
+            raise MalformedModel(
+                f"Tensor '{proto.name}' of shape {list(proto.dims)} needs {needed} bytes and holds {held}: "
+                "the model is damaged."
+            )
         # ByteSize does not copy the data; a typed field holds at least one byte for an element, or for eight of 4 bits
         enough = needed if proto.HasField("raw_data") else needed // 16
-        if enough > (len(proto.raw_data) or proto.ByteSize()):
+        if enough > (held or proto.ByteSize()):
             raise MalformedModel(
                 f"Tensor '{proto.name}' of shape {list(proto.dims)} needs {needed} bytes and holds fewer: "
                 "the model is damaged."
@@ -286,6 +316,12 @@ def _reads(node: onnx.NodeProto) -> Iterator[str]:
             own = {output for inner in graph.node for output in inner.output}
             for inner in graph.node:
                 yield from (name for name in _reads(inner) if name not in own)
+
+
+def _texts(names: Iterable[object]) -> None:
+    """Refuse names that are not UTF-8, which protobuf hands out as bytes."""
+    if bytes in set(map(type, names)):
+        raise MalformedModel("The model has names that are not text in UTF-8: it is damaged.")
 
 
 def _label(node: onnx.NodeProto) -> str:

@@ -99,7 +99,7 @@ class _File:
                 return value, position + at - first
             shift += 7
 
-    def field(self, position: int, end: int) -> tuple[int, int, int, int]:
+    def field(self, position: int, end: int, depth: int = 0) -> tuple[int, int, int, int]:
         """The field at `position`: (its number, its wire type, where its content begins, where it ends)."""
         tag, position = self.varint(position)
         number, kind = tag >> 3, tag & 7
@@ -111,6 +111,8 @@ class _File:
             case 2:
                 length, position = self.varint(position)
                 stop = position + length
+            case 3:
+                stop = self._group(number, position, end, depth + 1)
             case 5:
                 stop = position + 4
             case _:
@@ -124,6 +126,17 @@ class _File:
         if stop > end:
             raise self.damaged()
         return number, kind, position, stop
+
+    def _group(self, number: int, position: int, end: int, depth: int) -> int:
+        """Where a group ends: an unknown field of the oldest protobuf, which no length delimits."""
+        while position < end and depth < _DEPTH:
+            tag, after = self.varint(position)
+            if tag & 7 == 4:
+                if tag >> 3 != number:
+                    break
+                return after
+            position = self.field(position, end, depth)[3]
+        raise self.damaged()
 
     def damaged(self) -> UnreadableModel:
         return UnreadableModel(f"{self.path} is not an ONNX model, or a damaged one: protobuf cannot parse it.")
@@ -160,9 +173,10 @@ def _scan(file: _File, start: int, end: int, kind: str, pieces: list[bytes], whe
     """Append to `pieces` what the message from `start` to `end` becomes; returns how many tensors were left behind."""
     inside = _INSIDE[kind]
     position = copied = start
-    count = 0
+    count = tensors = 0
     while position < end:
         number, wire, content, stop = file.field(position, end)
+        tensors += kind == _ATTRIBUTE and number == 5
         if wire == 2 and number in inside and stop - content >= BULK and depth < _DEPTH:
             inner: list[bytes] = []
             if inside[number] == _TENSOR:
@@ -175,6 +189,9 @@ def _scan(file: _File, start: int, end: int, kind: str, pieces: list[bytes], whe
                 pieces += (_encoded(number << 3 | 2), _encoded(len(body)), body)
                 copied, count = stop, count + left
         position = stop
+    if tensors > 1 and count:  # protobuf merges them into one: what is left behind could be another's data
+        pieces[:] = [file.read(start, end - start)]
+        return 0
     pieces.append(file.read(copied, end - copied))
     return count
 

@@ -1,7 +1,7 @@
 """Writing a model: everything is made in a hidden directory beside the target, and moved into place at the end.
 
-Whatever fails before the move leaves the target as it was. The data file moves first, so that a model never refers to
-data that is not there.
+Whatever fails before the move leaves the target as it was, and a process that is killed leaves the old model or the new
+one, each with its own data.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -21,9 +21,9 @@ import onnx.numpy_helper
 from google.protobuf.message import EncodeError
 
 from ..errors import UnwritableOutput, UsageError
-from .external import extent, is_external, payload, tensors
+from .external import Extent, extent, is_external, payload, tensors
 from .formats import BINARY, JSON, format_of
-from .loading import LIMIT, ModelFile
+from .loading import LIMIT, ModelFile, load
 from .pouring import Computed, Content, gathered, length_of, pour
 from .wire import is_folded, is_marked, parts
 
@@ -67,18 +67,39 @@ class Staging:
             if replaces:  # a power cut must not leave less than there was; a new file has nothing to lose
                 for path in (*made, self.path):
                     _sync(path)
-            moved = [self.target]
-            for path in (*made, self.path):
-                final = self.target.parent / path.relative_to(self.path.parent)
+            finals = {path: self.target.parent / path.relative_to(self.path.parent) for path in (*made, self.path)}
+            for path, final in finals.items():
                 if self._like is not None:
                     _like(path, self._like)
                 final.parent.mkdir(parents=True, exist_ok=True)
-                path.replace(final)
-                if final != self.target:
-                    moved.append(final)
+            if replaces and any(finals[path].exists() for path in made):
+                self._aside(made)
+            for path in made:
+                path.replace(finals[path])
+            self.path.replace(self.target)
             if replaces:
                 _sync_directory(self.target.parent)
-            return moved
+            return [self.target, *(finals[path] for path in made)]
+
+    def _aside(self, made: Sequence[Path]) -> None:
+        """Before new data takes the place of what the old model reads, let the new model stand there with a copy of
+        its data in here: so there is no moment at which a model and its data do not go together. (A link would do, but
+        onnx refuses data that has two.)
+        """
+        here = self.path.parent
+        locations: dict[str, str] = {}
+        for path in made:
+            copied, size = path.with_name(path.name + ".copy"), path.stat().st_size
+            pour(copied, [(0, Extent(path, 0, size))], size)
+            _sync(copied)
+            locations[path.relative_to(here).as_posix()] = f"{here.name}/{copied.relative_to(here).as_posix()}"
+        first = self.path.with_name(self.path.name + ".first")
+        first.write_bytes(_redirected(self.path, locations))
+        for path in (first, *(here.parent / location for location in locations.values())):
+            if self._like is not None:
+                _like(path, self._like)
+        _sync(first)
+        first.replace(self.target)
 
 
 def save(
@@ -226,6 +247,19 @@ def _bytes(proto: onnx.TensorProto) -> bytes:
 
 def _is_large(proto: onnx.TensorProto) -> bool:
     return proto.data_type != onnx.TensorProto.STRING and payload(proto) >= _SMALL
+
+
+def _redirected(path: Path, locations: Mapping[str, str]) -> bytes:
+    """The model file at `path` as bytes, with other locations of its external data."""
+    if format_of(path) == BINARY:
+        model = onnx.ModelProto.FromString(path.read_bytes())
+    else:
+        model = load(path).model
+    for proto in tensors(model):
+        for entry in proto.external_data:
+            if entry.key == "location" and is_external(proto):
+                entry.value = locations.get(entry.value, entry.value)
+    return serialize(model, path)
 
 
 def _sync(path: Path) -> None:

@@ -7,6 +7,7 @@ Concat                             cut for each input; or joined with the identi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
@@ -16,6 +17,8 @@ from ..affine import IDENTITY, Affine, Array, affine, concatenated
 from ..gauge import Action, Answer, Carry, Dim, Need, Op, Reason, Refusal, Shape
 from ..shapes import factor
 from .common import Law, attributes, no, static
+
+_MOST = 1 << 24  # coefficients that moving them into another layout may make
 
 
 def _permutation(op: Op) -> Sequence[int] | Refusal:
@@ -175,7 +178,7 @@ def regrouped(c: Array, source: Shape, target: Shape, groups: _Groups) -> Array 
             full[k] = int(source[k])
         for k in after:
             new[k] = int(target[k])
-    return np.broadcast_to(c, full).reshape(new)
+    return np.broadcast_to(c, full).reshape(new) if math.prod(full) <= _MOST else None
 
 
 def concat_up(op: Op, output: int, a: Affine) -> Answer:

@@ -14,6 +14,7 @@ from ..affine import Affine, Array, affine
 from ..gauge import Answer, Carry, Dim, Need, Op, Reason, Refusal
 from .common import Law, attributes, no
 
+_LONGEST = 1 << 22  # elements of an axis that gets coefficients of its own because a part of it is selected
 # axis -> the positions that are selected along it, in order; None: not known before it runs
 _Chosen = dict[int, "Sequence[int] | None"]
 
@@ -65,6 +66,8 @@ def _spread(a: Affine, chosen: _Chosen, shape: tuple[Dim, ...], op: Op) -> Affin
         size = shape[axis]
         if positions is None or not isinstance(size, int):
             return no(op, Reason.NOT_CONSTANT, f"What it selects along axis {axis} is not known before it runs.")
+        if size > _LONGEST:
+            return no(op, Reason.WRONG_AXIS, f"Axis {axis}, of which it selects a part, has {size:,} elements.")
         if len(set(positions)) == size and axis not in a.varying:
             continue
         scale = _scattered(a.scale, positions, size, axis, rank, 1.0)
