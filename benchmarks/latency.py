@@ -45,7 +45,7 @@ def stack(layers: int, channels: int, size: int) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def _models(folders: tuple[Path, ...], runs: int) -> None:
+def _models(folders: tuple[Path, ...], runs: int, threads: int | None) -> None:
     """A row for each model that the fold changes: ENABLE_ALL on both sides, in turn, on one generated sample."""
     click.echo("| model | run, ms | folded, ms | times as fast | quartiles | session | kernels |")
     click.echo("|---|---|---|---|---|---|---|")
@@ -58,7 +58,7 @@ def _models(folders: tuple[Path, ...], runs: int) -> None:
                 if not result.changed:
                     continue
                 result.save(Path(work, "folded.onnx"))
-                found = latency(path, Path(work, "folded.onnx"), runs=runs)
+                found = latency(path, Path(work, "folded.onnx"), runs=runs, threads=threads)
             except BnfoldError as error:
                 click.echo(f"| {label} | {str(error)[:120]} | | | | | |")
                 continue
@@ -77,14 +77,15 @@ def _models(folders: tuple[Path, ...], runs: int) -> None:
 @click.command("latency")
 @click.argument("folders", nargs=-1, type=click.Path(exists=True, path_type=Path))
 @click.option("--runs", default=60, show_default=True, help="Counted runs of each session.")
-def latency_command(folders: tuple[Path, ...], runs: int) -> None:
+@click.option("--threads", type=int, help="Threads of the runtime, for FOLDERS. Default: its own.")
+def latency_command(folders: tuple[Path, ...], runs: int, threads: int | None) -> None:
     """Original against folded for every .onnx under FOLDERS; without any, what --aggressive costs.
 
     Medians, both sides with all optimisations of ONNX Runtime. Without FOLDERS: a stack of Conv, Relu,
     BatchNormalization as it is, folded, and folded aggressively.
     """
     if folders:
-        _models(folders, runs)
+        _models(folders, runs, threads)
         return
     import onnxruntime
 
