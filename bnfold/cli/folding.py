@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .. import files, receipt
 from ..errors import UsageError
 from ..report.text import explanation, fold_table
+from . import stats
 from .options import Growth, destination
 from .output import Console, Step, width
 from .signals import raise_received
@@ -74,6 +75,7 @@ class Writing:
     accept: frozenset[str]
     fail_on_unfolded: bool
     receipt: bool = True
+    max_drift: float | None = None
 
     def accepts(self, check: CheckResult | None) -> str | None:
         """None if the result may not be written; else the --accept that lets it, "" when none is needed."""
@@ -95,6 +97,9 @@ def run(model: Path, selection: Selection, checking: Checking, writing: Writing,
     console.clear_of(model, target, None if target is None else target.with_name(target.name + ".data"))
     arguments = checking.arguments()
     with console.progress(4) as step:
+        drift = stats.gate(model, checking, writing.max_drift)
+        if drift is not None and drift.code:
+            return drift.refused(console)
         step("folding")
         result = _fold(model, selection, {} if checking.wanted else None)
         digest = result.source.sha256 if console.documents else ""
@@ -114,6 +119,8 @@ def run(model: Path, selection: Selection, checking: Checking, writing: Writing,
         code = 1
     console.say(fold_table(result.report, verbose=console.verbose, width=width()))
     notes = _notes(result, written, writing)
+    if drift is not None:
+        notes.append(f"Statistics {drift.word.lower()}: {drift.sentence}")
     if notes:
         console.say("\n".join(f"note: {note}" for note in notes))
     if check is not None:
@@ -130,6 +137,7 @@ def run(model: Path, selection: Selection, checking: Checking, writing: Writing,
             "result": _result_dict(written, result.report, identical=not result.changed),
             **result.report.to_dict(),
             "check": None if check is None else check.to_dict(),
+            **({} if drift is None else {"statistics": drift.found.to_dict()}),
         },
     )
 
