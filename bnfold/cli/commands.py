@@ -231,6 +231,11 @@ def bnfold() -> None:
 )
 @_unfolded
 @click.option("--no-receipt", is_flag=True, help="Write no receipt of the check into OUT's metadata.")
+@click.option(
+    "--keep-statistics",
+    is_flag=True,
+    help="Keep what the fold replaces in OUT.bnfold, a sidecar from which `bnfold unfold` gives MODEL back.",
+)
 @_max_drift
 @_what_to_fold
 @_how_to_check
@@ -247,6 +252,7 @@ def fold(
     accept: tuple[str, ...],
     fail_on_unfolded: bool,
     no_receipt: bool,
+    keep_statistics: bool,
     max_drift: float | None,
     **others: Any,
 ) -> int:
@@ -259,7 +265,17 @@ def fold(
             model,
             chosen(Selection, others),
             chosen(Checking, others, wanted=not no_check),
-            Writing(output, force, in_place, dry_run, frozenset(accept), fail_on_unfolded, not no_receipt, max_drift),
+            Writing(
+                output,
+                force,
+                in_place,
+                dry_run,
+                frozenset(accept),
+                fail_on_unfolded,
+                not no_receipt,
+                max_drift,
+                keep_statistics,
+            ),
             console,
         )
 
@@ -327,6 +343,29 @@ def check(
         return run_check(original, candidate, checking, frozenset(accept), console, power=power)
 
 
+@bnfold.command("unfold")
+@click.argument("model", type=_MODEL)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(readable=False, path_type=Path),
+    metavar="OUT",
+    help="Where the source goes: a file or a directory. Default: MODEL.unfolded.onnx beside MODEL.",
+)
+@click.option("--force", is_flag=True, help="Overwrite OUT if it exists.")
+@_how_to_say
+def unfold(model: Path, output: Path | None, force: bool, **others: Any) -> int:
+    """Give back, byte for byte, the file that MODEL was folded from.
+
+    MODEL.bnfold must be beside it: the sidecar that `bnfold fold --keep-statistics` writes.
+    """
+    from .unfolding import run_unfold
+
+    console = _console(others)
+    with console.reporting():
+        return run_unfold(model, output, console, force=force)
+
+
 @bnfold.group("stats")
 def stats() -> None:
     """Measure a model's statistics on data, and put the data's in place."""
@@ -368,7 +407,7 @@ def stats_refresh(model: Path, output: Path | None, force: bool, in_place: bool,
     with console.reporting():
         target = destination(model, output, in_place=in_place, dry_run=False, force=force, made="refreshed")
         assert target is not None, "only a dry run has none"
-        return run_refresh(model, chosen(Measuring, others), target, in_place=in_place, console=console)
+        return run_refresh(model, chosen(Measuring, others), target, force=force, in_place=in_place, console=console)
 
 
 @bnfold.command("hook")

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .. import files
+from .. import files, receipt, sidecar
 from ..errors import UsageError
 from .output import Console
 from .signals import raise_received
+from .unfolding import refold, unfolded
 
 if TYPE_CHECKING:
     from ..stats import Drift, Measured
@@ -50,20 +51,26 @@ def run_drift(model: Path, measuring: Measuring, most: float | None, console: Co
     from ..stats import drift
 
     console.clear_of(model)
-    with console.progress(1) as step:
+    with console.progress(1) as step, unfolded(model) as source:
         step("measuring")
-        found = drift(model, measuring.inputs, **measuring.arguments())
+        found = drift(source or model, measuring.inputs, **measuring.arguments())
+        _ = found.source.sha256  # its file may be a temporary one
     console.say("\n".join([*table(found), ""]))
     word, sentence, code = judged(found, most)
     return console.finish("stats drift", word, sentence, code, lambda: _parts(found, None))
 
 
-def run_refresh(model: Path, measuring: Measuring, target: Path, *, in_place: bool, console: Console) -> int:
+def run_refresh(
+    model: Path, measuring: Measuring, target: Path, *, force: bool, in_place: bool, console: Console
+) -> int:
     """`bnfold stats refresh`: returns the exit code."""
     from ..stats import refresh
 
     files.format_of(target)  # an extension that cannot be written is refused before any work
-    console.clear_of(model, target, target.with_name(target.name + ".data"))
+    console.clear_of(model, target, target.with_name(target.name + ".data"), sidecar.sidecar_of(target))
+    with unfolded(model) as source:
+        if source is not None:
+            return refold(model, source, measuring, target, console, force=force, in_place=in_place)
     with console.progress(2) as step:
         step("measuring")
         made = refresh(model, measuring.inputs, **measuring.arguments())
@@ -127,7 +134,10 @@ def _row(layer: Drift) -> tuple[str, ...]:
 
 
 def _nothing(found: Measured) -> str:
-    return f"{found.source.path} holds no BatchNormalization in inference mode with statistics of its own"
+    told = f"{found.source.path} holds no BatchNormalization in inference mode with statistics of its own"
+    if any(entry.key.startswith(receipt.PREFIX) for entry in found.source.model.metadata_props):
+        told += "; it was folded, and only bnfold fold --keep-statistics keeps them beside such a file"
+    return told
 
 
 def _parts(found: Measured, written: Sequence[Path] | None) -> dict[str, Any]:
