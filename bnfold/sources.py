@@ -60,7 +60,7 @@ def read(graph: Graph, node: Node) -> Source | Refusal:
 
 def batch_normalization(graph: Graph, node: Node) -> Source | Refusal:
     """The affine map of a BatchNormalization, every opset; refused in training mode and on unusable statistics."""
-    training = _training(graph, node)
+    training = training_mode(graph, node)
     if training is not None:
         return Refusal(Reason.TRAINING_MODE, node.at, training)
     if len(node.inputs) < 5 or not all(node.inputs[:5]):
@@ -142,7 +142,8 @@ def _channel_misfit(graph: Graph, node: Node, rank: int, count: int) -> Refusal 
     return None
 
 
-def _training(graph: Graph, node: Node) -> str | None:
+def training_mode(graph: Graph, node: Node) -> str | None:
+    """Why the BatchNormalization is one in training mode, or None."""
     opset = graph.opset("")
     if opset >= 14:
         if node.attribute("training_mode", 0):

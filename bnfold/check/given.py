@@ -19,7 +19,7 @@ from bnfold.errors import UsageError
 from .inputs import Sample
 from .sizes import GraphInput
 
-__all__ = ["read_samples"]
+__all__ = ["ROWS", "read_samples", "samples_of"]
 
 Array = npt.NDArray[Any]
 ROWS = 16  # of a free batch that are fed at once
@@ -40,6 +40,11 @@ def _read(source: str | os.PathLike[str] | Mapping[str, Array], inputs: Sequence
         title, arrays = "The inputs given", {name: np.asarray(value) for name, value in source.items()}
     else:
         title, arrays = str(source), _load(Path(source))
+    return samples_of(title, arrays, inputs)
+
+
+def samples_of(title: str, arrays: Mapping[str, Array], inputs: Sequence[GraphInput]) -> list[Sample]:
+    """The samples that the arrays of one source hold; `title` is its name in the sentences of a UsageError."""
     wanted = {value.name: value for value in inputs}
     missing = [name for name in wanted if name not in arrays]
     unknown = [name for name in arrays if name not in wanted]

@@ -16,6 +16,7 @@ from ..report.forms import FORMS
 from .options import chosen, chosen_form, growth, ranges, shapes
 from .output import Console
 from .reports import reports
+from .stats import limit
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -113,14 +114,32 @@ _what_to_fold = _options(
         help="Where only the scale of a BatchNormalization can go, fold that and leave an Add of the shift.",
     ),
 )
+_max_drift = click.option(
+    "--max-drift",
+    type=float,
+    callback=limit,
+    metavar="SHARE",
+    help="Exit 1 and write nothing if stored statistics are further off than this on the data of --inputs, in standard "
+    "deviations of a normalization's output; 0.05 is a good bound.",
+)
 _timeout = click.option(
     "--timeout",
     type=click.FloatRange(0, min_open=True),
     metavar="SECONDS",
     help="Stop the runtime when it loads or runs a model for longer. Default: 600, and 60 for the doctor.",
 )
+_threads = click.option(
+    "--threads", type=click.IntRange(1), metavar="N", help="Threads for the runtime. Default: its own."
+)
+_custom_ops = click.option(
+    "--custom-ops",
+    type=click.Path(readable=False, path_type=Path),
+    multiple=True,
+    metavar="LIB",
+    help="A shared library of custom operators for the runtime; repeatable.",
+)
 _how_to_check = _options(
-    click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads for the runtime. Default: its own."),
+    _threads,
     click.option(
         "--inputs",
         type=click.Path(readable=False, path_type=Path),
@@ -163,13 +182,20 @@ _how_to_check = _options(
     ),
     click.option("--tf32", is_flag=True, help="Let NVIDIA's providers compute float32 products in TF32."),
     _timeout,
+    _custom_ops,
+)
+_how_to_measure = _options(
     click.option(
-        "--custom-ops",
+        "--inputs",
         type=click.Path(readable=False, path_type=Path),
         multiple=True,
-        metavar="LIB",
-        help="A shared library of custom operators for the runtime; repeatable.",
+        required=True,
+        metavar="FILE",
+        help="Measure on these samples: an .npz, keys are input names, axis 0 is the samples; repeatable.",
     ),
+    _threads,
+    _timeout,
+    _custom_ops,
 )
 
 
@@ -210,6 +236,12 @@ def bnfold() -> None:
     help="If the result does not pass, leave out the sources to blame and write the largest fold that does.",
 )
 @click.option("--no-receipt", is_flag=True, help="Write no receipt of the check into OUT's metadata.")
+@click.option(
+    "--keep-statistics",
+    is_flag=True,
+    help="Keep what the fold replaces in OUT.bnfold, a sidecar from which `bnfold unfold` gives MODEL back.",
+)
+@_max_drift
 @_what_to_fold
 @_how_to_check
 @_how_to_say
@@ -226,6 +258,8 @@ def fold(
     fail_on_unfolded: bool,
     no_receipt: bool,
     rescue: bool,
+    keep_statistics: bool,
+    max_drift: float | None,
     **others: Any,
 ) -> int:
     """Fold MODEL, check the result against it, and write it. This is what `bnfold MODEL` does."""
@@ -237,7 +271,18 @@ def fold(
             model,
             chosen(Selection, others),
             chosen(Checking, others, wanted=not no_check),
-            Writing(output, force, in_place, dry_run, frozenset(accept), fail_on_unfolded, not no_receipt, rescue),
+            Writing(
+                output,
+                force,
+                in_place,
+                dry_run,
+                frozenset(accept),
+                fail_on_unfolded,
+                not no_receipt,
+                rescue,
+                max_drift,
+                keep_statistics,
+            ),
             console,
         )
 
@@ -345,6 +390,73 @@ def bench(model: Path, candidate: Path | None, **others: Any) -> int:
     console = _console(others)
     with console.reporting():
         return run_bench(model, candidate, chosen(Timing, others), console)
+
+
+@bnfold.command("unfold")
+@click.argument("model", type=_MODEL)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(readable=False, path_type=Path),
+    metavar="OUT",
+    help="Where the source goes: a file or a directory. Default: MODEL.unfolded.onnx beside MODEL.",
+)
+@click.option("--force", is_flag=True, help="Overwrite OUT if it exists.")
+@_how_to_say
+def unfold(model: Path, output: Path | None, force: bool, **others: Any) -> int:
+    """Give back, byte for byte, the file that MODEL was folded from.
+
+    MODEL.bnfold must be beside it: the sidecar that `bnfold fold --keep-statistics` writes.
+    """
+    from .unfolding import run_unfold
+
+    console = _console(others)
+    with console.reporting():
+        return run_unfold(model, output, console, force=force)
+
+
+@bnfold.group("stats")
+def stats() -> None:
+    """Measure a model's statistics on data, and put the data's in place."""
+
+
+@stats.command("drift")
+@click.argument("model", type=_MODEL)
+@_max_drift
+@_how_to_measure
+@_how_to_say
+def stats_drift(model: Path, max_drift: float | None, **others: Any) -> int:
+    """How far the stored statistics of MODEL are from those of what its BatchNormalizations are fed. Writes nothing."""
+    from .stats import Measuring, run_drift
+
+    console = _console(others)
+    with console.reporting():
+        return run_drift(model, chosen(Measuring, others), max_drift, console)
+
+
+@stats.command("refresh")
+@click.argument("model", type=_MODEL)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(readable=False, path_type=Path),
+    metavar="OUT",
+    help="Where the result goes: a file or a directory. Default: MODEL.refreshed.onnx beside MODEL.",
+)
+@click.option("--force", is_flag=True, help="Overwrite OUT if it exists.")
+@click.option("--in-place", is_flag=True, help="Replace MODEL, atomically; links are followed, permissions kept.")
+@_how_to_measure
+@_how_to_say
+def stats_refresh(model: Path, output: Path | None, force: bool, in_place: bool, **others: Any) -> int:
+    """Give the BatchNormalizations of MODEL the mean and variance of the data, layer after layer."""
+    from .options import destination
+    from .stats import Measuring, run_refresh
+
+    console = _console(others)
+    with console.reporting():
+        target = destination(model, output, in_place=in_place, dry_run=False, force=force, made="refreshed")
+        assert target is not None, "only a dry run has none"
+        return run_refresh(model, chosen(Measuring, others), target, force=force, in_place=in_place, console=console)
 
 
 @bnfold.command("hook")

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import files, receipt
+from .. import files, receipt, sidecar
 from ..errors import UsageError
 from ..report.text import explanation, fold_table
+from . import stats
 from .options import Growth, destination
 from .output import Console, Step, width
 from .signals import raise_received
@@ -36,6 +37,28 @@ class Selection:
     max_growth: Growth | None
     aggressive: bool = False
     partial: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe values; `of` is the way back."""
+        growth = self.max_growth
+        written = None if growth is None else [None if growth.share is None else str(growth.share), growth.count]
+        plain = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {**plain, "skip": list(self.skip), "only": list(self.only), "max_growth": written}
+
+    @classmethod
+    def of(cls, written: Mapping[str, Any]) -> Selection:
+        """The selection that a sidecar kept. Raises UsageError where it is none."""
+        from fractions import Fraction
+
+        try:
+            flags = {name: bool(written[name]) for name in ("freeze_inputs", "keep_inputs", "aggressive", "partial")}
+            growth = written["max_growth"]
+            if growth is not None:
+                growth = Growth(None if growth[0] is None else Fraction(growth[0]), int(growth[1]))
+            skip, only = (tuple(map(str, written[name])) for name in ("skip", "only"))
+        except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+            raise UsageError(f"The sidecar does not say how the model was folded ({error}).") from error
+        return cls(skip, only, max_growth=growth, **flags)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +98,9 @@ class Writing:
     fail_on_unfolded: bool
     receipt: bool = True
     rescue: bool = False
+    max_drift: float | None = None
+    keep_statistics: bool = False
+    source_name: str | None = None  # what the sidecar calls the source, where it is no file of the user's
 
     def accepts(self, check: CheckResult | None) -> str | None:
         """None if the result may not be written; else the --accept that lets it, "" when none is needed."""
@@ -88,14 +114,26 @@ class Writing:
         return "any" if "any" in self.accept else None
 
 
-def run(model: Path, selection: Selection, checking: Checking, writing: Writing, console: Console) -> int:
-    """`bnfold fold`: returns the exit code."""
-    target = destination(model, writing.out, in_place=writing.in_place, dry_run=writing.dry_run, force=writing.force)
+def run(
+    model: Path,
+    selection: Selection,
+    checking: Checking,
+    writing: Writing,
+    console: Console,
+    target: Path | None = None,
+) -> int:
+    """`bnfold fold`: returns the exit code. target: where the result goes, if that is settled already."""
+    if target is None:
+        out, force = writing.out, writing.force
+        target = destination(model, out, in_place=writing.in_place, dry_run=writing.dry_run, force=force)
     if target is not None:
         files.format_of(target)  # an extension that cannot be written is refused before any work
     console.clear_of(model, target, None if target is None else target.with_name(target.name + ".data"))
     arguments = checking.arguments()
     with console.progress(4) as step:
+        drift = stats.gate(model, checking, writing.max_drift)
+        if drift is not None and drift.code:
+            return drift.refused(console)
         step("folding")
         result = _fold(model, selection, {} if checking.wanted else None)
         digest = result.source.sha256 if console.documents else ""
@@ -103,7 +141,7 @@ def run(model: Path, selection: Selection, checking: Checking, writing: Writing,
             _stands_clear(target, result, writing)
         leave: dict[str, str] = {}
         while True:
-            check, written, accepted = _check_and_write(result, target, checking, arguments, writing, step)
+            check, written, accepted = _check_and_write(result, target, checking, arguments, writing, selection, step)
             if check is None or not check.flipped or written:
                 break
             leave.update(check.flipped)  # what is rounded right behind a fold must not change: those sources stay
@@ -121,6 +159,8 @@ def run(model: Path, selection: Selection, checking: Checking, writing: Writing,
         code = 1
     console.say(fold_table(result.report, verbose=console.verbose, width=width()))
     notes = _notes(result, written, writing)
+    if drift is not None:
+        notes.append(f"Statistics {drift.word.lower()}: {drift.sentence}")
     if notes:
         console.say("\n".join(f"note: {note}" for note in notes))
     if check is not None:
@@ -137,6 +177,7 @@ def run(model: Path, selection: Selection, checking: Checking, writing: Writing,
             "result": _result_dict(written, result.report, identical=not result.changed),
             **result.report.to_dict(),
             "check": None if check is None else check.to_dict(),
+            **({} if drift is None else {"statistics": drift.found.to_dict()}),
         },
     )
 
@@ -213,6 +254,9 @@ def _stands_clear(target: Path, result: FoldResult, writing: Writing) -> None:
         raise UsageError(f"{data}, where external data would go, belongs to the model itself; choose another --output.")
     if result.changed and result.source.data and os.path.lexists(data) and not (writing.force or writing.in_place):
         raise UsageError(f"{data} exists; --force overwrites it, --output chooses another name.")
+    beside = sidecar.sidecar_of(target)
+    if writing.keep_statistics and os.path.lexists(beside) and not (writing.force or writing.in_place):
+        raise UsageError(f"{beside}, where the statistics would be kept, exists; --force overwrites it.")
 
 
 def _check_and_write(
@@ -221,6 +265,7 @@ def _check_and_write(
     checking: Checking,
     arguments: dict[str, Any],
     writing: Writing,
+    selection: Selection,
     step: Step,
 ) -> tuple[CheckResult | None, list[Path], str]:
     """The check, the files written, and the --accept that let them be written ("" if none was needed)."""
@@ -243,8 +288,11 @@ def _check_and_write(
         accepted = writing.accepts(check)
         if accepted is not None and writing.receipt:
             receipt.write(stage.path, result.source.sha256, result.report, check)
+        if accepted is not None and writing.keep_statistics:
+            sidecar.write(stage.path, result.source, selection.to_dict(), name=writing.source_name)
         raise_received()
-        return check, [] if accepted is None else stage.commit(), accepted or ""
+        written = [] if accepted is None else stage.commit()
+        return check, [path for path in written if path != sidecar.sidecar_of(target)], accepted or ""
 
 
 def _result_dict(written: Sequence[Path], report: FoldReport, *, identical: bool) -> dict[str, Any] | None:
@@ -270,6 +318,10 @@ def _notes(result: FoldResult, written: Sequence[Path], writing: Writing) -> lis
         idle = [str(path) for path in result.source.data.values() if path not in written]
         if idle:
             notes.append(f"{written[0].name} no longer uses {', '.join(idle)}.")
+    if result.changed and writing.keep_statistics and written:
+        beside = sidecar.sidecar_of(written[0])
+        size = beside.stat().st_size
+        notes.append(f"{beside} ({size} bytes) keeps what was folded: bnfold unfold {written[0].name} gives it back.")
     return notes
 
 

@@ -112,8 +112,13 @@ def _number(text: str) -> float | None:
     return None
 
 
-def destination(model: Path, out: Path | None, *, in_place: bool, dry_run: bool, force: bool) -> Path | None:
-    """Where the result goes; None for a dry run. Raises UsageError or UnwritableOutput before any work is done."""
+def destination(
+    model: Path, out: Path | None, *, in_place: bool, dry_run: bool, force: bool, made: str = "folded"
+) -> Path | None:
+    """Where the result goes, MODEL.`made`.onnx unless told; None for a dry run.
+
+    Raises UsageError or UnwritableOutput before any work is done.
+    """
     if out is not None and (in_place or dry_run):
         raise UsageError(f"--output cannot be combined with {'--in-place' if in_place else '--dry-run'}.")
     if dry_run:
@@ -123,9 +128,9 @@ def destination(model: Path, out: Path | None, *, in_place: bool, dry_run: bool,
         if target.exists() and not os.access(target, os.W_OK):
             raise UnwritableOutput(f"{model} is write-protected; --in-place would replace it.")
     elif out is None:
-        target = model.with_name(f"{model.stem}.folded{model.suffix or '.onnx'}")
+        target = model.with_name(f"{model.stem}.{made}{model.suffix or '.onnx'}")
     elif out.is_dir():
-        target = out / f"{model.stem}.folded{model.suffix or '.onnx'}"
+        target = out / f"{model.stem}.{made}{model.suffix or '.onnx'}"
     else:
         target = out
     parent = target.parent

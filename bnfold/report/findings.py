@@ -49,6 +49,11 @@ def is_left(entry: Mapping[str, Any]) -> bool:
 
 
 def _verdict(document: Mapping[str, Any]) -> Iterator[Finding]:
+    if document["verdict"]["word"] == "STALE":
+        layers: list[Mapping[str, Any]] = document["statistics"]["layers"]
+        worst = max(layers, key=lambda each: each["drift"])
+        hint = "Measure the statistics anew: bnfold stats refresh."
+        yield Finding("STALE", "error", (str(worst["node"]),), document["verdict"]["sentence"], hint)
     check = document.get("check")
     if check is None or check["verdict"] in _PASSED:
         return

@@ -1,0 +1,192 @@
+"""`stats drift` and `stats refresh`: a table of the layers, and a word that says whether the statistics hold.
+
+drift: 0, or 1 where --max-drift is passed     refresh: writes the model; 0
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .. import files, receipt, sidecar
+from ..errors import UsageError
+from .output import Console
+from .signals import raise_received
+from .unfolding import refold, unfolded
+
+if TYPE_CHECKING:
+    from ..stats import Drift, Measured
+    from .folding import Checking
+
+
+@dataclass(frozen=True, slots=True)
+class Measuring:
+    """On what the statistics are measured, and how."""
+
+    inputs: tuple[Path, ...]
+    threads: int | None
+    timeout: float | None
+    custom_ops: tuple[Path, ...]
+
+    def arguments(self) -> dict[str, Any]:
+        """As keyword arguments of `drift` and `refresh`."""
+        return {"threads": self.threads, "timeout": self.timeout, "custom_ops": self.custom_ops}
+
+
+def limit(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    """`--max-drift`: a number above 0, as a click callback."""
+    if value is not None and not (math.isfinite(value) and value > 0):
+        what = "a drift is a number above 0: 0.05 is 5 % of the standard deviation of an output."
+        raise click.BadParameter(what, ctx, param)
+    return value
+
+
+def run_drift(model: Path, measuring: Measuring, most: float | None, console: Console) -> int:
+    """`bnfold stats drift`: returns the exit code."""
+    from ..stats import drift
+
+    console.clear_of(model)
+    with console.progress(1) as step, unfolded(model) as source:
+        step("measuring")
+        found = drift(source or model, measuring.inputs, **measuring.arguments())
+        _ = found.source.sha256  # its file may be a temporary one
+    console.say("\n".join([*table(found), ""]))
+    word, sentence, code = judged(found, most)
+    return console.finish("stats drift", word, sentence, code, lambda: _parts(found, None))
+
+
+def run_refresh(
+    model: Path, measuring: Measuring, target: Path, *, force: bool, in_place: bool, console: Console
+) -> int:
+    """`bnfold stats refresh`: returns the exit code."""
+    from ..stats import refresh
+
+    files.format_of(target)  # an extension that cannot be written is refused before any work
+    console.clear_of(model, target, target.with_name(target.name + ".data"), sidecar.sidecar_of(target))
+    with unfolded(model) as source:
+        if source is not None:
+            return refold(model, source, measuring, target, console, force=force, in_place=in_place)
+    with console.progress(2) as step:
+        step("measuring")
+        made = refresh(model, measuring.inputs, **measuring.arguments())
+        step("writing")
+        written: list[Path] = []
+        if made.layers:
+            with files.Staging(target, keep_mode_of=target if in_place else None) as stage:
+                made.save(stage.path)
+                raise_received()
+                written = stage.commit()
+    console.say("\n".join([*table(made), ""]))
+    if not made.layers:
+        word, sentence = "NOTHING TO REFRESH", f"{_nothing(made)}; nothing was written."
+    else:
+        count, passes = len(made.layers), made.passes
+        word = "REFRESHED"
+        sentence = (
+            f"{count} BatchNormalization{'' if count == 1 else 's'} on {made.rows} rows in {passes} "
+            f"pass{'' if passes == 1 else 'es'}; wrote {written[0]}."
+        )
+    return console.finish("stats refresh", word, sentence, 0, lambda: _parts(made, written))
+
+
+def judged(found: Measured, most: float | None) -> tuple[str, str, int]:
+    """The word, the sentence and the exit code of a drift that may be `most`."""
+    worst = found.worst
+    if worst is None:
+        return "NOTHING TO MEASURE", f"{_nothing(found)}.", 0
+    said = f"the largest drift is {worst.drift:.3g}, of {worst.node}"
+    if most is None:
+        return "MEASURED", f"{said} ({found.rows} rows).", 0
+    stale = [layer for layer in found.layers if layer.beyond_noise > most]
+    if stale:
+        many = f" and {len(stale) - 1} more" if len(stale) > 1 else ""
+        return "STALE", f"{said}{many}, above {most:g} (--max-drift)", 1
+    noisy = next((layer for layer in found.layers if layer.drift > most), None)
+    if noisy is not None:
+        sentence = f"{noisy.node} drifts by {noisy.drift:.3g}, of which {noisy.noise:.2g} is so few samples' own noise"
+        return "FRESH", f"{sentence}: within {most:g} (--max-drift).", 0
+    return "FRESH", f"{said}: within {most:g} (--max-drift).", 0
+
+
+def table(found: Measured) -> Iterator[str]:
+    """A line for each layer, the worst first, and one for each that was not measured."""
+    rows = [("drift", "± noise", "mean off by", "variance ×", "values", "BatchNormalization")]
+    rows += [_row(layer) for layer in sorted(found.layers, key=lambda each: -each.drift)]
+    if len(rows) > 1:
+        wide = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+        for row in rows:
+            cells = [f"{cell:>{width}}" for cell, width in zip(row[:-1], wide, strict=False)]
+            yield "  ".join([*cells, row[-1]])
+    for each in found.left:
+        yield f"left    {each.node}: {each.why}"
+
+
+def _row(layer: Drift) -> tuple[str, ...]:
+    low, high = layer.ratio
+    noise = "?" if math.isnan(layer.noise) else f"{layer.noise:.2g}"
+    name = f"{layer.node} ({layer.channels} channels, most in {layer.worst})"
+    return f"{layer.drift:.3g}", noise, f"{layer.shift:.2g}σ", f"{low:.3g} … {high:.3g}", str(layer.count), name
+
+
+def _nothing(found: Measured) -> str:
+    told = f"{found.source.path} holds no BatchNormalization in inference mode with statistics of its own"
+    if any(entry.key.startswith(receipt.PREFIX) for entry in found.source.model.metadata_props):
+        told += "; it was folded, and only bnfold fold --keep-statistics keeps them beside such a file"
+    return told
+
+
+def _parts(found: Measured, written: Sequence[Path] | None) -> dict[str, Any]:
+    from .folding import source_dict
+
+    model = found.source.model
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+    result = None
+    if written:
+        path, *data = written
+        result = {
+            "path": str(path),
+            "sha256": files.digest(path),
+            "bytes": path.stat().st_size,
+            "data": [str(each) for each in data],
+        }
+    return {
+        "source": source_dict(found.source, found.source.sha256, opset, len(model.graph.node)),
+        "result": result,
+        "statistics": found.to_dict(),
+        "check": None,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What `fold --max-drift` found before it folded; `code` is 1 where the statistics are stale."""
+
+    found: Measured
+    word: str
+    sentence: str
+    code: int
+
+    def refused(self, console: Console) -> int:
+        """The end of a fold that did not happen."""
+        console.say("\n".join([*table(self.found), ""]))
+        cure = "measure them anew: bnfold stats refresh"
+        sentence = f"{self.sentence}; nothing was written: {cure}."
+        return console.finish("fold", self.word, sentence, self.code, lambda: _parts(self.found, None))
+
+
+def gate(model: Path, checking: Checking, most: float | None) -> Gate | None:
+    """The drift of the model before it is folded; None where no bound was given."""
+    if most is None:
+        return None
+    if not checking.inputs:
+        raise UsageError("--max-drift measures the statistics on data: give samples with --inputs.")
+    from ..stats import drift
+
+    measuring = Measuring(checking.inputs, checking.threads, checking.timeout, checking.custom_ops)
+    found = drift(model, measuring.inputs, **measuring.arguments())
+    return Gate(found, *judged(found, most))
