@@ -36,7 +36,8 @@ _HINT = "Only the form of the module stands in the way: pytorch.fold_program fol
 class ModuleFold(Generic[_Module]):
     """What `fold` made: `module` is folded, `report` says what was folded and what stays, and why.
 
-    original: the module as it was; with inplace=True a copy of it. args, kwargs: what it was traced on.
+    original: the module as it was; with inplace=True a copy, its
+        parametrizations removed where that was asked for. args, kwargs: what it was traced on.
     """
 
     module: _Module
@@ -109,13 +110,11 @@ def fold(
     module = cast(_Module, unwrapped(module))
     require_foldable(module)
     args = tuple(args) if isinstance(args, list | tuple) else (args,)
-    original = module
-    if inplace or remove_parametrizations:
-        original = copied(module)
     subject = module
     if remove_parametrizations:
         subject = module if inplace else copied(module)
         without_parametrizations(subject)
+    original = copied(subject) if inplace else subject
     traced = trace(subject, args, kwargs, dynamic_shapes)
     said: list[tuple[Recipe, dict[str, onnx.TensorProto]]] = []
 

@@ -138,7 +138,7 @@ class _Builder:
             elif spec.kind == InputKind.CONSTANT_TENSOR:
                 held = self._program.constants.get(spec.target)
         if isinstance(held, torch.Tensor) and held.dtype in TYPES and held.layout == torch.strided:
-            name: str = "" if spec is None else spec.target
+            name = "" if spec is None else str(spec.target)
             self._names[node], self._known[node] = name, held
             self._derived[node] = {name}
             self._state[name] = held

@@ -14,7 +14,7 @@ import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -118,6 +118,9 @@ def without_parametrizations(module: nn.Module) -> None:
     """Make what parametrizations and weight_norm compute ordinary parameters of the module, in place."""
     for part in module.modules():
         if parametrize.is_parametrized(part):
+            kind = type(part)  # made for one module, and shared by its copies: what is removed here stays there
+            own = {k: v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__")}
+            part.__class__ = cast(type[nn.Module], type(kind.__name__, kind.__bases__, own))
             for name in list(part.parametrizations):  # pyright: ignore[reportCallIssue, reportArgumentType] -- a ModuleDict
                 parametrize.remove_parametrizations(part, name, leave_parametrized=True)
         for hook in list(part._forward_pre_hooks.values()):
@@ -156,6 +159,9 @@ def copied(module: _Module, memo: dict[int, Any] | None = None) -> _Module:
     memo = {} if memo is None else memo
     inside = {id(part) for part in module.modules()}
     for part in module.modules():
+        for value in vars(part).values():  # weight_norm leaves what it computed last as an ordinary attribute
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach()
         for name in _HOOKS:
             for hook in getattr(part, name).values():
                 if id(getattr(hook, "__self__", None)) not in inside:
