@@ -7,6 +7,9 @@ Needs torch (`pip install 'bnfold[torch]'`); nothing else in the package imports
 """
 
 from .module import ModuleFold, fold, like_folded
+from .program import ProgramFold, fold_exported, fold_program
 from .recipe import ModuleReport, Recipe
 
-__all__ = ["ModuleFold", "ModuleReport", "Recipe", "fold", "like_folded"]
+__all__ = [
+    "ModuleFold", "ModuleReport", "ProgramFold", "Recipe", "fold", "fold_exported", "fold_program", "like_folded",
+]  # fmt: skip
