@@ -7,9 +7,19 @@ Needs torch (`pip install 'bnfold[torch]'`); nothing else in the package imports
 """
 
 from .module import ModuleFold, fold, like_folded
+from .onnx_export import Exported, export
 from .program import ProgramFold, fold_exported, fold_program
 from .recipe import ModuleReport, Recipe
 
 __all__ = [
-    "ModuleFold", "ModuleReport", "ProgramFold", "Recipe", "fold", "fold_exported", "fold_program", "like_folded",
-]  # fmt: skip
+    "Exported",
+    "ModuleFold",
+    "ModuleReport",
+    "ProgramFold",
+    "Recipe",
+    "export",
+    "fold",
+    "fold_exported",
+    "fold_program",
+    "like_folded",
+]

@@ -294,7 +294,12 @@ def _from_sizes(
     def free(value: Any) -> Any:
         return dict.fromkeys(range(value.dim()), Dim.AUTO) if isinstance(value, torch.Tensor) else None
 
-    shapes = tuple(pytree.tree_map(free, value) for value in (*args, *(kwargs or {}).values()))
+    def unmarked(value: Any) -> Any:
+        return value.detach() if isinstance(value, torch.Tensor) else value  # Dim.AUTO leaves a mark on the tensor
+
+    given: Any = pytree.tree_map(unmarked, (tuple(args), dict(kwargs or {})))
+    args, kwargs = given
+    shapes = tuple(pytree.tree_map(free, value) for value in (*given[0], *given[1].values()))
     try:
         theirs = _calls(functional(_exported(work, args, kwargs, shapes)))
     except UnsupportedModel:
