@@ -1,0 +1,160 @@
+# torch leaves parts of its interface untyped: what comes from there is unknown to pyright.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+"""fold(module): trace, search, say it of the module, carry it out, and trace the result to see that it is the same.
+
+The folded module must export to the very graph that the search made, op for op and bit for bit; nothing is returned
+that does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from torch import nn
+
+from ..errors import BnfoldError
+from ..report import FoldReport
+from .express import express
+from .outcome import Folded, Obstacle, Outcome, digest, search
+from .recipe import ModuleReport, Recipe, carry_out
+from .trace import Traced, copied, require_foldable, trace, unwrapped, without_parametrizations
+
+if TYPE_CHECKING:
+    from ..check.certificate import CertificateResult
+    from ..check.verdict import CheckResult
+
+_Module = TypeVar("_Module", bound=nn.Module)
+_HINT = "Only the form of the module stands in the way: pytorch.fold_program folds it in the exported program."
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleFold(Generic[_Module]):
+    """What `fold` made: `module` is folded, `report` says what was folded and what stays, and why.
+
+    original: the module as it was; with inplace=True a copy, its
+        parametrizations removed where that was asked for. args, kwargs: what it was traced on.
+    """
+
+    module: _Module
+    report: ModuleReport
+    original: nn.Module = field(repr=False)
+    args: tuple[Any, ...] = field(repr=False)
+    kwargs: Mapping[str, Any] = field(repr=False)
+    folded: Folded = field(repr=False)
+    _values: Mapping[str, onnx.TensorProto] = field(repr=False)
+
+    def certificate(self) -> CertificateResult:
+        """Gate 1: every stored weight is the correctly rounded one. That the module computes with them, op for op as
+        the search left the graph, was seen when it was made."""
+        return self.folded.result.certificate()
+
+    def check(self, *, samples: int = 3, seed: int = 0, tf32: bool = False) -> CheckResult:
+        """Whether the folded module is the same function as the original, with torch in float64 as the judge.
+
+        samples: the given inputs first, then noise of their shapes from `seed`. tf32: let CUDA use TF32 meanwhile.
+        """
+        from .check import check_modules
+
+        exact = self.folded.result.exact
+
+        def to_exact(module: nn.Module) -> None:
+            held = {name: _double(proto, exact) for name, proto in self._values.items()}
+            carry_out(self.report.recipe, module, held)
+
+        return check_modules(
+            self.original,
+            self.module,
+            to_exact,
+            self.args,
+            self.kwargs,
+            model=self.folded.result.model,
+            certificate=self.certificate(),
+            samples=samples,
+            seed=seed,
+            tf32=tf32,
+        )
+
+
+def _double(proto: onnx.TensorProto, exact: Mapping[str, NDArray[np.float64]]) -> onnx.TensorProto:
+    raw = np.ascontiguousarray(exact[proto.name], "<f8").tobytes()
+    return onnx.TensorProto(name=proto.name, data_type=onnx.TensorProto.DOUBLE, dims=proto.dims, raw_data=raw)
+
+
+def fold(
+    module: _Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    inplace: bool = False,
+    skip: Sequence[str] = (),
+    only: Sequence[str] = (),
+    remove_parametrizations: bool = False,
+) -> ModuleFold[_Module]:
+    """Fold every inference-time BatchNormalization of a module that can be folded exactly.
+
+    args, kwargs: inputs that the module can be run on; only their structure, types and sizes matter. An axis of length
+        1 counts as one that always has it. dynamic_shapes: as for torch.export.export.
+    inplace: change the module itself, and not a copy.
+    skip, only: glob patterns of module paths ("layer1.*.bn2") and of calls, as the report names them.
+    remove_parametrizations: make weights that parametrizations or weight_norm compute ordinary parameters first.
+
+    Raises UsageError for a module in training mode, without weights, or a pattern that matches nothing, and
+    UnsupportedModel for what torch.export cannot export, quantized modules and TorchScript.
+    """
+    module = cast(_Module, unwrapped(module))
+    require_foldable(module)
+    args = tuple(args) if isinstance(args, list | tuple) else (args,)
+    subject = module
+    if remove_parametrizations:
+        subject = module if inplace else copied(module)
+        without_parametrizations(subject)
+    original = copied(subject) if inplace else subject
+    traced = trace(subject, args, kwargs, dynamic_shapes)
+    said: list[tuple[Recipe, dict[str, onnx.TensorProto]]] = []
+
+    def expressed(outcome: Outcome) -> Sequence[Obstacle]:
+        found = express(traced, outcome)
+        if isinstance(found, list):
+            return found
+        said.append(found)
+        return ()
+
+    folded = search(traced.skeleton, skip=skip, only=only, express=expressed, hint=_HINT)
+    recipe, values = said[-1]
+    made = copied(subject)
+    carry_out(recipe, made, values)
+    _require_same(traced, folded, trace(made, args, kwargs, dynamic_shapes))
+    if inplace:
+        carry_out(recipe, module, values)
+        made = module
+    report = _report(folded.report, recipe)
+    return ModuleFold(made, report, original, args, dict(kwargs or {}), folded, values)
+
+
+def _report(report: FoldReport, recipe: Recipe) -> ModuleReport:
+    return ModuleReport(**{f.name: getattr(report, f.name) for f in fields(report)}, recipe=recipe)
+
+
+def _require_same(before: Traced, folded: Folded, after: Traced) -> None:
+    wanted = digest(folded.result.model if folded.result.changed else before.skeleton.model)
+    if digest(after.skeleton.model) != wanted:
+        raise BnfoldError(
+            "The folded module does not export to the graph that was folded, so it is not given back; this is a bug in "
+            "bnfold, or code that depends on more than its inputs. pytorch.fold_program folds the exported program."
+        )
+
+
+def like_folded(module: _Module, report: ModuleReport) -> _Module:
+    """A copy of `module`, unfolded and of the structure that was folded, changed as `report` says but for the values.
+
+    It takes the state dict of the folded module: like_folded(Net(), result.report).load_state_dict(saved).
+    """
+    made = cast(_Module, copied(unwrapped(module)))
+    carry_out(report.recipe, made, None)
+    return made
