@@ -1,5 +1,5 @@
 # torch leaves parts of its interface untyped: what comes from them is unknown to pyright.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 """The transform of Ioffe & Szegedy 2015, y = γ·(x − μ)/√(σ² + ε) + β, and its gradients by the chain rule (section 3).
 
 ∂x̂ = g·γ;  ∂σ² = Σ∂x̂·(x − μ)·(−½)(σ² + ε)^(−3/2);  ∂μ = −Σ∂x̂/√(σ² + ε) + ∂σ²·Σ−2(x − μ)/m;
@@ -8,10 +8,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from ..errors import UsageError
 
 
 class Transformed(NamedTuple):
@@ -64,22 +67,29 @@ def batch_norm_backward(
     mean: Tensor | None = None,
     var: Tensor | None = None,
     eps: float = 1e-5,
+    total: Callable[[Tensor], Tensor] | None = None,
 ) -> Gradients:
     """The gradients of the training transform of x [N, C, ...], given `grad`, the loss's gradient at y.
 
     mean, var: the batch's own, [C], as `batch_norm_transform` returns them; computed from x where left out. Through
     both of them the gradient flows too: dropping those two terms is the mistake that section 2 of the paper is about.
+    total: where x is one part of a batch, its sums, [4, C], to those of the whole batch, whose mean and var must then
+    be given. ∂γ and ∂β are those of the part.
     """
     axes = _axes(x)
     if mean is None or var is None:
+        if total is not None:
+            raise UsageError("batch_norm_backward with total= needs the mean and var of the whole batch.")
         _, mean, var = batch_norm_transform(x, eps=eps)
-    m = x.numel() // x.shape[1]
     centred = x - _shaped(mean, x)
     inverse = inverse_std(var, eps)
     grad_hat = grad if weight is None else grad * _shaped(weight, x)
-    grad_var = (grad_hat * centred).sum(axes) * -0.5 * inverse**3
-    grad_mean = -grad_hat.sum(axes) * inverse + grad_var * (-2 * centred).sum(axes) / m
-    grad_x = grad_hat * _shaped(inverse, x) + _shaped(grad_var, x) * 2 * centred / m + _shaped(grad_mean, x) / m
+    m = torch.full_like(mean, x.numel() // x.shape[1])
+    sums = torch.stack([(grad_hat * centred).sum(axes), grad_hat.sum(axes), centred.sum(axes), m])
+    by_centred, by_one, offset, m = (sums if total is None else total(sums)).unbind()
+    grad_var = by_centred * -0.5 * inverse**3
+    grad_mean = -by_one * inverse + grad_var * -2 * offset / m
+    grad_x = grad_hat * _shaped(inverse, x) + _shaped(grad_var / m, x) * 2 * centred + _shaped(grad_mean / m, x)
     return Gradients(grad_x, (grad * centred * _shaped(inverse, x)).sum(axes), grad.sum(axes))
 
 

@@ -1,5 +1,5 @@
 # torch leaves parts of its interface untyped: what comes from them is unknown to pyright.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 """The ledger of statistics: for every layer a list of shards (n, mean, M2), to add to, merge and save without the data.
 
 Shards are batches as long as there are few, then runs of neighbouring batches, merged in pairs: the totals stay

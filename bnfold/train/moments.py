@@ -1,5 +1,5 @@
 # torch leaves parts of its interface untyped: what comes from them is unknown to pyright.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 """n, mean and M2 = Σ(x − mean)² of each channel, in float64, and their merging (Chan, Golub & LeVeque 1979).
 
 δ = m_b − m_a,  n = n_a + n_b,  m = m_a + δ·n_b/n,  M2 = M2_a + M2_b + δ²·n_a·n_b/n: the mean of the variances

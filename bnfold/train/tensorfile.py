@@ -1,5 +1,5 @@
 # torch leaves parts of its interface untyped: what comes from them is unknown to pyright.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 """float64 tensors in a safetensors file: the header's length (8 bytes), a JSON header, and the values behind it.
 
 {"NAME": {"dtype": "F64", "shape": [...], "data_offsets": [begin, end]}, "__metadata__": {str: str}}. The format is
