@@ -24,9 +24,10 @@ def gain(layer: BatchNorm) -> Tensor:
 
 
 def stored(layer: BatchNorm) -> tuple[Tensor, Tensor]:
-    """running_mean and running_var, float64 [C] on the CPU."""
-    assert layer.running_mean is not None and layer.running_var is not None
-    return layer.running_mean.detach().double().cpu(), layer.running_var.detach().double().cpu()
+    """Copies of running_mean and running_var, float64 [C] on the CPU."""
+    mean, var = layer.running_mean, layer.running_var
+    assert mean is not None and var is not None
+    return mean.detach().to("cpu", torch.float64, copy=True), var.detach().to("cpu", torch.float64, copy=True)
 
 
 def output_error(

@@ -9,7 +9,7 @@ that: passes in evaluation mode, exact for layers 1 … p after p passes, until 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from .gather import Ranks
 from .ledger import SHARDS, Ledger, Shards
 from .moments import Moments
 from .passes import Mask, Pass, Poison, run
-from .state import Buffers, RandomState, write
+from .state import Buffers, NotFitting, RandomState, write
 
 Method = Literal["sequential", "concurrent", "pooled", "algorithm2"]
 METHODS: tuple[Method, ...] = ("sequential", "concurrent", "pooled", "algorithm2")
@@ -118,17 +118,18 @@ class Estimator:
         while True:
             found = self.one_pass(by_batch, settled)
             passes, since = passes + 1, since + 1
-            by_batch = set()
             before = {name: stored(layer) for name, layer in self.layers.items()}
-            changed = self._write(found, "sequential")
-            residual = max(self._change(name, before[name]) for name in found.ledger)
+            unsure = found.order[_prefix(found.order, set(settled)) + 1 :] if passes != self.max_passes else []
+            changed, beyond = self._write(found, "sequential", unsure)
+            residual = max(math.inf if n in beyond else self._change(n, before[n]) for n in found.ledger)
+            changed |= by_batch  # what came behind them was not normalized by their buffers
+            by_batch = set[str]()
             if found.poisons:  # what was estimated with these batches is estimated again without them
                 settled, since = [], 0
                 continue
-            unchanged = next((i for i, name in enumerate(found.order) if changed.get(name)), len(found.order))
-            settled = found.order[: unchanged + 1]
+            settled = found.order[: _prefix(found.order, set(found.order) - changed) + 1]
             most = len(found.ledger) + (25 if found.repeated else 1)  # a layer that feeds itself only converges
-            close = all(
+            close = not beyond and all(
                 self._change(name, before[name]) <= max(4 * _eps(self.layers[name]), budget) for name in found.ledger
             )
             if close or since >= most or passes == self.max_passes:
@@ -147,12 +148,23 @@ class Estimator:
         change = rms(output_error(*before, *stored(self.layers[name]), self.layers[name].eps))
         return math.inf if math.isnan(change) else change
 
-    def _write(self, found: Pass, method: Method) -> dict[str, bool]:
-        changed: dict[str, bool] = {}
+    def _write(self, found: Pass, method: Method, unsure: Collection[str] = ()) -> tuple[set[str], set[str]]:
+        """Write into the buffers; the layers that this changed, and those of `unsure` whose buffers cannot hold it.
+
+        What layers before have to get right first may well be beyond the buffer's type until then: it is not written.
+        """
+        changed: set[str] = set()
+        beyond: set[str] = set()
         for name in found.ledger:
             mean, var = statistics(name, found.ledger.layers[name], method)
-            changed[name] = write(name, self.layers[name], mean, var, found.ledger.batches)
-        return changed
+            try:
+                if write(name, self.layers[name], mean, var, found.ledger.batches):
+                    changed.add(name)
+            except NotFitting:
+                if name not in unsure:
+                    raise
+                beyond.add(name)
+        return changed | beyond, beyond
 
     def _expect_data(self, found: Pass) -> None:
         if found.ledger.batches == 0:
@@ -211,6 +223,11 @@ def statistics(name: str, shards: Shards, method: str) -> tuple[Tensor, Tensor]:
             "one value a channel: use larger batches, drop the last one, or take another method."
         )
     return mean, var
+
+
+def _prefix(order: Sequence[str], members: Collection[str]) -> int:
+    """How many of the first layers are all members."""
+    return next((i for i, name in enumerate(order) if name not in members), len(order))
 
 
 def _eps(layer: BatchNorm) -> float:

@@ -113,7 +113,8 @@ def evaluating(model: nn.Module) -> Generator[None, None, None]:
     momenta = [(module, module.momentum) for module in model.modules() if isinstance(module, BatchNorm)]
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.compiler.set_stance("force_eager"))  # compiled submodules run no new hooks
+        if "torch._dynamo" in sys.modules:  # what was compiled before would not run the new hooks
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
             for module, _ in modes:
                 module.training = False  # not .eval(): a module may do more there than change its mode
@@ -123,6 +124,10 @@ def evaluating(model: nn.Module) -> Generator[None, None, None]:
                 module.training = training
             for module, momentum in momenta:
                 module.momentum = momentum
+
+
+class NotFitting(UsageError):
+    """A statistic is beyond the range of the buffer's type."""
 
 
 class RandomState:
@@ -154,7 +159,7 @@ class RandomState:
 def write(name: str, layer: BatchNorm, mean: Tensor, var: Tensor, batches: int | None = None) -> bool:
     """Copy the statistics, float64 [C], into the buffers of `layer`; whether that changed a bit of them.
 
-    Raises UsageError, before anything is changed, where a value does not fit into the buffers' type.
+    Raises NotFitting, before anything is changed, where a value does not fit into the buffers' type.
     """
     running_mean, running_var = layer.running_mean, layer.running_var
     assert running_mean is not None and running_var is not None
@@ -164,7 +169,7 @@ def write(name: str, layer: BatchNorm, mean: Tensor, var: Tensor, batches: int |
             if not torch.isfinite(value).all():
                 channel = int((~torch.isfinite(value)).nonzero()[0])
                 exact = float((mean if what == "mean" else var)[channel])
-                raise UsageError(
+                raise NotFitting(
                     f"The {what} {exact:.6g} of channel {channel} of {name} does not fit into {value.dtype}: "
                     "keep the statistics in float32 (layer.running_var = layer.running_var.float())."
                 )
