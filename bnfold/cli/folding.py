@@ -152,7 +152,7 @@ def run(
         saved = _rescued(model, result, check, selection, leave, arguments)
         if saved is not None:
             result = saved
-            check, written, accepted = _check_and_write(result, target, checking, arguments, writing, step)
+            check, written, accepted = _check_and_write(result, target, checking, arguments, writing, selection, step)
     left = len(result.report.unfolded)
     code = check.exit_code if check is not None else 0
     if code == 0 and writing.fail_on_unfolded and left:
