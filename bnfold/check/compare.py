@@ -24,6 +24,11 @@ JUDGE = 1e-12  # of rms: what the float64 judge itself may be off; it matters fo
 SAME = 2.0  # δ: correct folds of unknown make measured 0.07 to 1.1
 ARITHMETIC = 8.0  # δ
 GUARD = 4.0  # how much further than the rms bounds the largest element may go
+_LARGEST = {
+    "float16": 65504.0, "bfloat16": 3.3895313892515355e38,
+    "float32": float(np.finfo(np.float32).max), "float64": float(np.finfo(np.float64).max),
+}  # fmt: skip
+EDGE = 8.0  # times what a draw moved the output: a value this close to the type's largest number may overflow
 DISAGREEMENT = 10.0  # judge and provider about the original
 
 
@@ -244,6 +249,22 @@ def agrees(m: Measure, own: float) -> Failure | None:
         f"judge and provider disagree about the original: output {m.output!r} differs by "
         f"{_share(m.error_original[0], m.rms):.2g} of its size, where rounding explains {_share(allowed, m.rms):.2g}",
     )
+
+
+def overflowed(name: str, runs: Runs) -> tuple[Array, Array]:
+    """Where the candidate alone is not finite on the provider, although the value is far from the type's largest
+    number; and where it is so close to it that rounding decides: no further than 8 times what a draw moved."""
+    y, provided = runs.y[name], (runs.provider_original, runs.provider_candidate)
+    if provided[0] is None or provided[1] is None:
+        return np.zeros(y.shape, np.bool_), np.zeros(y.shape, np.bool_)
+    lost = np.isfinite(_wide(provided[0][name])) & ~np.isfinite(_wide(provided[1][name]))
+    if not lost.any():
+        return lost, np.zeros_like(lost)
+    limit = _LARGEST.get(provided[1][name].dtype.name, math.inf)
+    keep = np.isfinite(y)
+    most = max((_size((draw[name] - y)[keep])[1] for draw in runs.draws if draw[name].shape == y.shape), default=0.0)
+    edge = lost & (np.abs(y) + EDGE * most >= limit)
+    return lost & ~edge, edge
 
 
 def _size(x: Array) -> tuple[float, float]:

@@ -6,6 +6,7 @@ A correctly rounded value is within half a u of itself; a fold in the weights' o
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,7 +182,8 @@ def compensable(expected: Operand, held: Operand) -> bool:
     if np.allclose(*sorted_, rtol=1e-4, atol=1e-6 * float(sorted_[0][-1]) if sorted_[0].size else 0.0):
         return True
     both = np.abs(flat * other)
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a filter of zeros has no ratio at all
         ratio = np.where(both > 0, other / flat, np.nan)
         spread = np.nanmax(ratio, axis=2) - np.nanmin(ratio, axis=2)
         typical = np.nanmean(ratio, axis=2)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .compare import Array, Failure, Measure, Runs, vacuous
+from .compare import Array, Failure, Measure, Runs, overflowed, vacuous
 from .discrete import Flips
 from .verdict import Verdict
 
@@ -63,6 +63,12 @@ def notes_on(names: Sequence[str], runs: Sequence[Runs], found: Found, jumps: di
     )
     if overflows:
         said.append(f"{overflows} output elements overflow on the provider in the original already; left out.")
+    edge = sum(int(overflowed(name, s)[1].sum()) for s in runs for name in names if s.y[name].dtype.kind == "f")
+    if edge:
+        said.append(
+            f"{edge} output elements are so close to their type's largest number that rounding decides whether they "
+            "overflow, and in the candidate they do; left out."
+        )
     return said
 
 

@@ -63,7 +63,10 @@ class Gate2:
         if not self.done:
             return f"was not asked: {self.note}"
         if not self.regions:
-            return _noted("the models do not differ in any node or weight", self.note)
+            same = (
+                "what differs reaches no output" if self.samples else "the models do not differ in any node or weight"
+            )
+            return _noted(same, self.note)
         bounded = [r for r in self.regions if r.ratio is not None]
         inside = [r for r in bounded if not r.failed]
         text = f"{len(inside)} of {len(bounded)} folds within the bound" if bounded else "no fold has a bound"

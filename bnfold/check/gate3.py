@@ -19,6 +19,7 @@ from .compare import (
     failures,
     luck,
     measure,
+    overflowed,
     same_places,
     vacuous,
 )
@@ -34,6 +35,7 @@ CLEARLY = 0.5  # a candidate with less than half of the original's error is call
 _LUCK = 0.01  # of the elements that overflow in the original already: so many more may do so in the candidate
 _MANY = 100  # elements, from which on that is no luck
 _ASK_OWN = 3.0  # δ: an original this close to the truth needs no second opinion from the judge in float32
+_NEARBY = 3  # models nearby that are asked as well before judge and provider are said to disagree
 
 
 def judge_pair(
@@ -63,11 +65,11 @@ def judge_pair(
     reasons = vacuous([_comparable(names, y[k], hats[k]) for k in range(samples)])
     drawn = [judge.draw(number, seed) for number in range(draws)]
     runs = [_runs(k, y, candidate, exact, drawn, provided) for k in range(samples)]
-    found = Found(*_compare(judge, runs, c, u, coarser))
+    found = Found(*_compare(judge, runs, c, u, coarser, seed))
     if jumps and found.failures:
         drawn = [judge.draw(number, seed, wide=True) for number in range(3)]
         wide = [_runs(k, y, candidate, exact, drawn, provided) for k in range(samples)]
-        found = Found(*_compare(judge, wide, c, u, coarser), widened=True)
+        found = Found(*_compare(judge, wide, c, u, coarser, seed), widened=True)
     return _decide(judge, runs, found, reasons, jumps, exact is not None, provided is not None)
 
 
@@ -101,7 +103,7 @@ def _runs(
 
 
 def _compare(
-    judge: Judge, runs: Sequence[Runs], c: float, u: float, coarser: float
+    judge: Judge, runs: Sequence[Runs], c: float, u: float, coarser: float, seed: int
 ) -> tuple[list[Measure], list[Flips], list[Failure]]:
     measures: list[Measure] = []
     flips: list[Flips] = []
@@ -120,20 +122,31 @@ def _compare(
                 measures.append(m)
     found.extend(failures(measures, c, u))
     for m in measures:
-        found.extend(_second_opinion(m, judge, runs[m.sample], coarser))
+        found.extend(_second_opinion(m, judge, runs[m.sample], coarser, seed))
     return measures, flips, found
 
 
-def _second_opinion(m: Measure, judge: Judge, runs: Runs, coarser: float) -> list[Failure]:
+def _second_opinion(m: Measure, judge: Judge, runs: Runs, coarser: float, seed: int) -> list[Failure]:
     """The judge in the model's own types, asked only where the provider is further from y64 than rounding explains."""
     if m.error_original is None or m.error_original[0] <= _ASK_OWN * luck(m.elements) * m.delta:
         return []
     y = runs.y[m.output]
-    mine = judge.own_types(m.sample)[m.output].astype(np.float64)
-    keep = np.isfinite(y) & np.isfinite(mine)
-    own = float(np.sqrt(np.mean(np.square(mine[keep] - y[keep])))) if keep.any() else 0.0
+    own = _rms(judge.own_types(m.sample)[m.output], y)
     failure = agrees(m, own if coarser == 1 else coarser * max(own, m.delta))
+    for number in range(_NEARBY):
+        if failure is None:
+            return []
+        # where rounding is all there is (a normalization of a constant), one evaluation may meet none of it by chance
+        truth, mine = judge.nearby(m.sample, number, seed)
+        own = max(own, _rms(mine[m.output], truth[m.output]))
+        failure = agrees(m, own if coarser == 1 else coarser * max(own, m.delta))
     return [] if failure is None else [failure]
+
+
+def _rms(mine: Array, y: Array) -> float:
+    wide = mine.astype(np.float64)
+    keep = np.isfinite(y) & np.isfinite(wide)
+    return float(np.sqrt(np.mean(np.square(wide[keep] - y[keep])))) if keep.any() else 0.0
 
 
 def _same_shapes(names: Sequence[str], y: Outputs, candidate: Outputs, provider: Outputs | None) -> None:
@@ -163,8 +176,7 @@ def _same_nonfinite(names: Sequence[str], y: Outputs, candidate: Outputs) -> Non
 def _finite_on_provider(name: str, runs: Runs) -> list[Failure]:
     if runs.provider_original is None or runs.provider_candidate is None:
         return []
-    values = runs.y[name], runs.provider_original[name], runs.provider_candidate[name]
-    truth, hat, folded = (np.isfinite(_wide(x)) for x in values)
+    truth, hat = (np.isfinite(_wide(x)) for x in (runs.y[name], runs.provider_original[name]))
     if (hat & ~truth).any():
         return [
             Failure(
@@ -172,7 +184,7 @@ def _finite_on_provider(name: str, runs: Runs) -> list[Failure]:
                 f"judge and provider disagree about the original: output {name!r} is finite only on the provider",
             )
         ]
-    lost = int((hat & ~folded).sum())
+    lost = int(overflowed(name, runs)[0].sum())
     if lost <= _LUCK * int((truth & ~hat).sum()):  # at the end of a type's range rounding decides about the last ones
         return []
     return [

@@ -85,6 +85,19 @@ class Judge:
 
         return self._once(("own types", index), run)[0]
 
+    def nearby(self, index: int, number: int, seed: int) -> tuple[dict[str, Array], dict[str, Array]]:
+        """The original with every weight moved a little, in float64 and in its own types, for one sample."""
+
+        def run() -> list[dict[str, Array]]:
+            moved = self._weights.neighbours(seed, number)
+            feeds, directory = self._samples[index].feeds, self._files[0].directory
+            with np.errstate(all="ignore"):
+                truth = Evaluator(self._original, directory=directory, exact=_wide(moved)).run(feeds)
+                return [truth, Evaluator(self._original, dtype=None, directory=directory, exact=moved).run(feeds)]
+
+        truth, mine = self._once((f"nearby {seed} {index}", number), run)
+        return truth, mine
+
     def candidate(self) -> list[dict[str, Array]]:
         """y64' of every sample: the weights as they are stored."""
         return self._once(("candidate", 0), lambda: self._run(self._files[1].model, 1))
@@ -149,6 +162,10 @@ class Judge:
         operands = [x, *(constants[name] if name else None for name in list(node.input)[1:])]
         opset = {entry.domain: entry.version for entry in self._original.opset_import}
         return evaluate_node(node, operands, opset)[0]
+
+
+def _wide(weights: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: value.astype(np.float64) for name, value in weights.items()}
 
 
 def _bodies(model: onnx.ModelProto) -> list[bytes]:

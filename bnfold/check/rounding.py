@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from bnfold.weights import read
@@ -112,6 +113,15 @@ class Weights:
             value = self._moved(proto, np.random.default_rng([seed, draw, len(self._protos) + index]), scale)
             proto.CopyFrom(numpy_helper.from_array(value, proto.name))  # double: the judge promotes all floats anyway
         return model, moved
+
+    def neighbours(self, seed: int, draw: int) -> dict[str, Array]:
+        """The weights outside of bodies in their own types, each moved to a number close by."""
+        found: dict[str, Array] = {}
+        for index, proto in enumerate(self._protos):
+            moved = self._moved(proto, np.random.default_rng([seed, draw, index]), 1.5)
+            kind = onnx.helper.tensor_dtype_to_np_dtype(proto.data_type)
+            found[proto.name] = moved.astype(kind)
+        return found
 
     def _moved(self, proto: TensorProto, rng: np.random.Generator, scale: float) -> Array:
         value = read(proto, self._directory).astype(np.float64)

@@ -156,7 +156,7 @@ def test_shelf(tmp_path: Path, limit: int, dtype: str) -> None:
     values = {k: np.arange(k).reshape(1, k).astype(kind) for k in range(3)} | {3: np.asarray(1).astype(kind)}
     for key, value in values.items():
         shelf.put(key, value)
-        shelf.put(key, value * 0)  # the first one stays
+        shelf.put(key, np.zeros_like(value))  # the first one stays
     for key, value in values.items():
         assert key in shelf and shelf[key].dtype == kind and shelf[key].shape == value.shape
         assert np.array_equal(shelf[key].astype(np.float32), value.astype(np.float32))

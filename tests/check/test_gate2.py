@@ -200,6 +200,20 @@ def test_same_model(provider: Provider) -> None:
     assert found.sentence == "the models do not differ in any node or weight"
 
 
+def test_what_reaches_no_output(provider: Provider) -> None:
+    """A wrong weight behind which nothing is read is a difference all the same, and is not called none."""
+    b = Builder(seed=3)
+    x = b.input("x", 2, 4, 5, 6)
+    b.norm(b.op("Conv", x, b.weight(4, 4, 1, 1)), 4)
+    original = b.model(b.op("Relu", x))
+    candidate = fold(original).model
+    assert "BatchNormalization" not in {node.op_type for node in candidate.graph.node}
+    (weight,) = (t.name for t in candidate.graph.initializer if len(t.dims) == 4)
+    wrong = one_percent(candidate, weight)
+    found = judged(provider, original, wrong)
+    assert found.passed and found.sentence == "what differs reaches no output"
+
+
 def test_half_floats_only_warn(provider: Provider) -> None:
     """How sums are accumulated is not known there; a difference in float64 is one all the same."""
     net = conv_net(3, dtype=np.float16)

@@ -584,3 +584,19 @@ def test_channels_that_another_layer_scales_back_are_left_to_gate_3() -> None:
     result = check(original, equalized, samples=1)
     assert result.verdict.passed, str(result)
     assert "gate 1  MatMul" in str(result)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_bias_of_which_a_channel_is_zero_is_compared_in_silence() -> None:
+    """A bias [C, 1, 1] has no ratio where it was set to zero; numpy is not to say so on the terminal."""
+    b = Builder(seed=4)
+    original = b.model(
+        b.op("Relu", b.norm(b.op("Einsum", b.input("x", 2, 4, 5, 6), b.weight(3, 4), equation="bchw,oc->bohw"), 3))
+    )
+    candidate = fold(original).model
+    bias = next(t for t in candidate.graph.initializer if list(t.dims) == [3, 1, 1])
+    value = numpy_helper.to_array(bias).copy()
+    value[1] = 0
+    bias.CopyFrom(numpy_helper.from_array(value, bias.name))
+    found = certified(original, candidate)
+    assert found.wrong and not found.passed, found.sentence

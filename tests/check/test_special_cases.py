@@ -216,6 +216,30 @@ def test_underflow_is_no_disagreement() -> None:
     expect(check(original, original), Verdict.EQUIVALENT)
 
 
+def test_overflow_at_the_edge_of_the_type() -> None:
+    """40 is added to numbers a unit roundoff apart: 65512 is rounded down to the largest number, 65544 is infinite."""
+    x = np.random.default_rng(0).normal(size=(2, 64)).astype(np.float16)
+    x[:, 0] = 40
+    ends = [[value(name, 2, 64, kind=TensorProto.FLOAT16)] for name in ("x", "y")]
+    add = helper.make_node("Add", ["x", "c"], ["y"])
+    weights = ({"c": np.asarray([size] + [0] * 63, np.float16)} for size in (65472, 65504))
+    original, candidate = (model([add], held, *ends) for held in weights)
+    result = check(original, candidate, inputs=[{"x": x}])
+    expect(result, Verdict.EQUIVALENT, "2 output elements are so close to their type's largest number")
+
+
+def test_overflow_on_the_way() -> None:
+    """2·x overflows, although what comes out is far from the largest number: that is counted."""
+    ends = [value("x", 2, 64)], [value("y", 2, 64)]
+    plain = model([helper.make_node("Mul", ["x", "c"], ["y"])], {"c": np.float32(0.75)}, *ends)
+    nodes = [helper.make_node("Mul", ["x", "two"], ["a"]), helper.make_node("Mul", ["a", "c"], ["y"])]
+    scaled = model(nodes, {"two": np.float32(2), "c": np.float32(0.375)}, *ends)
+    x = np.random.default_rng(0).normal(size=(2, 64)).astype(np.float32) * np.float32(1e37)
+    expect(check(plain, scaled, inputs=[{"x": x}]), Verdict.EQUIVALENT)
+    x[:, 0] = 2.5e38
+    expect(check(plain, scaled, inputs=[{"x": x}]), Verdict.DEGRADED, "overflows on the provider in 2 elements")
+
+
 def test_judge_and_provider_disagree() -> None:
     """The provider runs another model than the judge: whatever the candidate is, that is never a pass."""
     net = conv_net(0)

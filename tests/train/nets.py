@@ -63,6 +63,7 @@ def oracle(model: nn.Module, batches) -> dict[str, tuple[np.ndarray, np.ndarray]
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for name, layer in norms(model).items():
         x = inputs(model, layer, batches)
+        assert layer.running_mean is not None and layer.running_var is not None
         found[name] = x.mean(0), x.var(0)
         layer.running_mean.copy_(torch.from_numpy(found[name][0].astype(np.float64)))
         layer.running_var.copy_(torch.from_numpy(found[name][1].astype(np.float64)))

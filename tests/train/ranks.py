@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,13 +26,20 @@ def shard(rank: int, size: int):
     return [data[i] for i in SHARDS[size][rank]]
 
 
+def _listed(values: torch.Tensor | None) -> object:
+    return None if values is None else values.tolist()
+
+
 def figures(report: train.RefreshReport, model: nn.Module) -> dict[str, object]:
     return {
         "mean": {n: report.ledger[n].mean.tolist() for n in report.ledger},
         "var": {n: report.ledger[n].var.tolist() for n in report.ledger},
         "n": {row.name: row.n for row in report.layers},
         "expected": {row.name: row.expected for row in report.layers},
-        "written": {n: layer.running_var.tolist() for n, layer in norms(model).items()},
+        "written": {
+            n: layer.running_var.tolist() if layer.running_var is not None else None
+            for n, layer in norms(model).items()
+        },
         "batches": report.batches,
         "passes": report.passes,
         "method": report.method,
@@ -66,7 +74,7 @@ def job_auto(rank: int, size: int) -> object:
 
 
 def job_sampler(rank: int, size: int) -> object:
-    samples = [(x, y) for xs, ys in images([29], dtype=torch.float64) for x, y in zip(xs, ys, strict=True)]
+    samples: Any = [(x, y) for xs, ys in images([29], dtype=torch.float64) for x, y in zip(xs, ys, strict=True)]
     sampler = torch.utils.data.DistributedSampler(samples, shuffle=False)
     model = net(dtype=torch.float64)
     loader = torch.utils.data.DataLoader(samples, batch_size=4, sampler=sampler)
