@@ -173,11 +173,16 @@ def speed(echo: Callable[[str], None], runs: int, size: int) -> None:
 
 @click.command("statistics")
 @click.option("--seeds", default=5, show_default=True, help="Networks trained for each batch size.")
-@click.option("--epochs", default=8, show_default=True, help="Epochs of each, at batch 64; an eighth of it at batch 2.")
+@click.option(
+    "--epochs", default=8, show_default=True, help="Epochs of each; an eighth of it for batches of 8 and less."
+)
 @click.option("--runs", default=9, show_default=True, help="Timed runs of each way.")
 @click.option("--size", default=32, show_default=True, help="Height and width of the images that are timed.")
+@click.option("--batch", type=int, multiple=True, help="Batch sizes to train with (default 64 and 2).")
 @click.option("--part", type=click.Choice(["chain", "digits", "formula", "speed"]), multiple=True, help="Only this.")
-def statistics_command(seeds: int, epochs: int, runs: int, size: int, part: tuple[str, ...]) -> None:
+def statistics_command(
+    seeds: int, epochs: int, runs: int, size: int, batch: tuple[int, ...], part: tuple[str, ...]
+) -> None:
     """What ways of estimating population statistics are worth, and what they cost (needs torch, scikit-learn)."""
     chosen = part or ("chain", "formula", "digits", "speed")
     if "chain" in chosen:
@@ -185,7 +190,7 @@ def statistics_command(seeds: int, epochs: int, runs: int, size: int, part: tupl
     if "formula" in chosen:
         formula(click.echo)
     if "digits" in chosen:
-        digits(click.echo, 64, seeds, epochs)
-        digits(click.echo, 2, seeds, max(1, epochs // 8))
+        for count in batch or (64, 2):
+            digits(click.echo, count, seeds, epochs if count > 8 else max(1, epochs // 8))
     if "speed" in chosen:
         speed(click.echo, runs, size)
