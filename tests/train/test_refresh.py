@@ -6,6 +6,7 @@
 
 import copy
 import random
+import weakref
 from typing import Any
 
 import numpy as np
@@ -583,6 +584,20 @@ def test_the_expected_error_is_the_error():
 def test_wrong_arguments_are_errors_in_a_sentence(arguments, sentence: str):
     with pytest.raises(BnfoldError, match=sentence):
         train.refresh(net(), images([4]), **arguments)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_activation_outlives_its_batch(method: Any):
+    model, seen = net(), []
+    for layer in norms(model).values():
+        layer.register_forward_pre_hook(lambda _, args: seen.append(weakref.ref(args[0])))
+
+    def forward(model, batch):
+        assert not any(reference() is not None for reference in seen)
+        model(batch[0])
+
+    train.refresh(model, images([8, 8, 8, 8]), method, forward=forward)
+    assert len(seen) >= 12
 
 
 def test_max_passes():
