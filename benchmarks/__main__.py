@@ -10,6 +10,7 @@ from .folding import fold_command
 from .latency import latency_command
 from .models import models_command
 from .peers import peers_command
+from .statistics import statistics_command
 
 
 @click.group()
@@ -23,6 +24,7 @@ main.add_command(check_command)
 main.add_command(faults_command)
 main.add_command(peers_command)
 main.add_command(latency_command)
+main.add_command(statistics_command)
 
 if __name__ == "__main__":
     main()

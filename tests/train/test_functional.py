@@ -1,3 +1,7 @@
+# torch has a module's children as Tensor | Module and its buffers as optional: more than the tests need to ask for.
+# pyright: reportOptionalMemberAccess=false, reportOptionalOperand=false, reportOptionalSubscript=false
+# pyright: reportArgumentType=false, reportIndexIssue=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportOperatorIssue=false
 """The transform and its gradients against autograd, in float64."""
 
 import pytest

@@ -1,3 +1,7 @@
+# torch has a module's children as Tensor | Module and its buffers as optional: more than the tests need to ask for.
+# pyright: reportOptionalMemberAccess=false, reportOptionalOperand=false, reportOptionalSubscript=false
+# pyright: reportArgumentType=false, reportIndexIssue=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportOperatorIssue=false
 """What goes wrong in other tools, row by row: their result is wrong here, and ours is the oracle's.
 
 torch's update_bn is run as it is; what fvcore, AIMET and timm compute is written out in a line or two.
@@ -21,7 +25,7 @@ def bn_model() -> nn.Sequential:
     return nn.Sequential(nn.BatchNorm1d(3))
 
 
-def off(model: nn.Module, x: torch.Tensor) -> float:
+def off(model: nn.Module, x) -> float:
     """By how much, relative to deviation and variance, the first BN's statistics are off those of x."""
     layer = next(iter(norms(model).values()))
     x = x.double()

@@ -1,7 +1,13 @@
+# torch has a module's children as Tensor | Module and its buffers as optional: more than the tests need to ask for.
+# pyright: reportOptionalMemberAccess=false, reportOptionalOperand=false, reportOptionalSubscript=false
+# pyright: reportArgumentType=false, reportIndexIssue=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportOperatorIssue=false
 """refresh against an oracle, and each of its promises."""
 
 import copy
 import random
+import weakref
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,11 +73,11 @@ def test_many_layers_settle_in_fewer_passes_than_there_are_layers():
 
 
 @pytest.mark.parametrize("method", ["pooled", "algorithm2"])
-def test_training_batch_methods_normalize_by_the_batch(method: str):
+def test_training_batch_methods_normalize_by_the_batch(method: Any):
     """Against a plain loop in training mode with hooks, at float64."""
     data = images([16, 8, 24], dtype=torch.float64)
     model, reference = net(dtype=torch.float64), net(dtype=torch.float64).train()
-    seen: dict[str, list[torch.Tensor]] = {name: [] for name in norms(reference)}
+    seen: dict[str, list[Any]] = {name: [] for name in norms(reference)}
     for name, layer in norms(reference).items():
         layer.register_forward_pre_hook(lambda _, a, name=name: seen[name].append(a[0].movedim(1, -1).flatten(0, -2)))
     with torch.no_grad():
@@ -123,7 +129,7 @@ class Fails(nn.Module):
     [(method, after) for method in METHODS for after in (0, 1, 4)]
     + [("sequential", 7), ("sequential", 9), ("auto", 0), ("auto", 5), ("auto", 23), ("auto", 33)],
 )
-def test_any_exception_puts_everything_back(method: str, after: int):
+def test_any_exception_puts_everything_back(method: Any, after: int):
     model = nn.Sequential(net(), Fails()).train()
     model[0][1].momentum = None
     data = images([8] * 5)
@@ -178,7 +184,7 @@ class Counter(nn.Module):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_buffers_change_in_place_and_all_else_stays(method: str):
+def test_buffers_change_in_place_and_all_else_stays(method: Any):
     model = nn.Sequential(Counter(), net(), nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))).train()
     data = images([8, 16, 4])
     model(data[0][0])
@@ -262,7 +268,7 @@ class Branches(nn.Module):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_twice_is_pooled_never_is_named_and_sometimes_counts_what_it_saw(method: str):
+def test_twice_is_pooled_never_is_named_and_sometimes_counts_what_it_saw(method: Any):
     model = Branches().double()
     data = [torch.randn(n, 3, dtype=torch.float64) for n in (8, 3, 6, 4, 2)]
     before = state(model)
@@ -349,7 +355,7 @@ def test_what_is_passed_on():
 
 
 def test_batches_are_moved_to_the_device():
-    seen: list[torch.device] = []
+    seen: list[Any] = []
 
     def forward(model, batch):
         seen.extend([batch["a"].device, batch["more"][0].device])
@@ -368,7 +374,7 @@ def test_max_batches():
 
 
 @pytest.mark.parametrize("method", ["sequential", "pooled"])
-def test_masked_padding_does_not_count(method: str):
+def test_masked_padding_does_not_count(method: Any):
     class Tokens(nn.Module):
         def __init__(self):
             super().__init__()
@@ -408,7 +414,7 @@ def test_a_mask_of_samples_reaches_every_pixel():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch about its own code
 @pytest.mark.parametrize("method", METHODS)
-def test_channels_last_compiled_and_wrapped_models(method: str):
+def test_channels_last_compiled_and_wrapped_models(method: Any):
     data = images([16, 8, 2])
     plain, last, wrapped, compiled = net(), net(), net(), net()
     last.to(memory_format=torch.channels_last)
@@ -448,7 +454,7 @@ def test_autocast():
 
 
 @pytest.mark.parametrize("method", ["sequential", "concurrent", "pooled"])
-def test_batches_of_one(method: str):
+def test_batches_of_one(method: Any):
     model, data = net(), images([1] * 12)
     train.refresh(model, data, method)
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
@@ -461,7 +467,7 @@ def test_batches_of_one(method: str):
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_poisoned_batch_is_left_out_and_named(method: str, value: float):
+def test_a_poisoned_batch_is_left_out_and_named(method: Any, value: float):
     data = images([8, 4, 6, 3], seed=4)
     bad = [(x.clone(), y) for x, y in data]
     bad[2][0][1, 1, 3, 3] = value
@@ -480,7 +486,7 @@ def test_a_poisoned_batch_is_left_out_and_named(method: str, value: float):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_value_that_appears_within_is_named_with_its_channel(method: str):
+def test_a_value_that_appears_within_is_named_with_its_channel(method: Any):
     class Overflow(nn.Module):
         def forward(self, x):
             y = x.clone()
@@ -535,7 +541,7 @@ def test_nothing_but_poison_is_an_error():
 
 
 @pytest.mark.parametrize("method", ["concurrent", "pooled", "sequential"])
-def test_tolerance_stops_when_the_error_is_small_enough(method: str):
+def test_tolerance_stops_when_the_error_is_small_enough(method: Any):
     data = images([16] * 200)
     loose = train.refresh(net(), data, method, tolerance=0.1)
     tight = train.refresh(net(), data, method, tolerance=0.05)
@@ -578,6 +584,20 @@ def test_the_expected_error_is_the_error():
 def test_wrong_arguments_are_errors_in_a_sentence(arguments, sentence: str):
     with pytest.raises(BnfoldError, match=sentence):
         train.refresh(net(), images([4]), **arguments)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_activation_outlives_its_batch(method: Any):
+    model, seen = net(), []
+    for layer in norms(model).values():
+        layer.register_forward_pre_hook(lambda _, args: seen.append(weakref.ref(args[0])))
+
+    def forward(model, batch):
+        assert not any(reference() is not None for reference in seen)
+        model(batch[0])
+
+    train.refresh(model, images([8, 8, 8, 8]), method, forward=forward)
+    assert len(seen) >= 12
 
 
 def test_max_passes():
