@@ -77,7 +77,7 @@ def test_a_lost_rank_is_an_error_on_the_others(how: str, tmp_path: Path):
     finally:
         for child in (first, second):
             child.kill()
-            child.wait()
+        second.communicate()
     assert first.returncode == 3, told
     (sentence,) = [line for line in told.splitlines() if line.startswith("Error: ")]
     assert "Another rank of 2 is gone or does not answer" in sentence
