@@ -1,4 +1,4 @@
-"""One rank of tests/train/test_ranks.py: a small training in which ranks may have unlike data, die or hang."""
+"""One rank of tests/train/test_fit_ranks.py: a small training in which ranks may have unlike data, die or hang."""
 
 from __future__ import annotations
 
