@@ -23,6 +23,7 @@ EXTRAS = {
     "bnfold.lab": ("matplotlib", "sklearn"),
     "bnfold.pytorch": ("torch",),
     "bnfold.pytest_plugin": ("pytest",),
+    "bnfold.train.lightning": ("torch", "lightning"),
     "bnfold.train": ("torch", "sklearn"),
 }
 
