@@ -566,10 +566,10 @@ def test_every_command_and_option_is_documented():
 
 
 def test_the_contract_lists_these_options():
-    wanted = """--output --force --in-place --dry-run --no-check --max-drift --keep-statistics --rescue --no-receipt
-    --accept --fail-on-unfolded --skip --only --freeze-inputs --keep-inputs --max-growth --aggressive
-    --partial --threads --inputs --shape --range --calibrated --seed --samples --provider --tf32
-    --timeout --custom-ops --json --format --report --quiet --verbose --version"""
+    wanted = """--output --weights --force --in-place --dry-run --no-check --max-drift --keep-statistics --rescue
+    --no-receipt --accept --fail-on-unfolded --skip --only --freeze-inputs --keep-inputs --max-growth
+    --aggressive --partial --threads --inputs --shape --range --calibrated --seed --samples --provider
+    --tf32 --timeout --custom-ops --json --format --report --quiet --verbose --version"""
     found = {option for each in group.commands["fold"].params for option in each.opts if option.startswith("--")}
     assert found == set(wanted.split())
     assert set(group.commands) == {"fold", "explain", "check", "bench", "hook", "doctor", "stats", "unfold"}

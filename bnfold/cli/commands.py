@@ -218,6 +218,12 @@ def bnfold() -> None:
     metavar="OUT",
     help="Where the result goes: a file or a directory. Default: MODEL.folded.onnx beside MODEL.",
 )
+@click.option(
+    "--weights",
+    type=click.Path(readable=False, path_type=Path),
+    metavar="FILE",
+    help="With package.module:factory as MODEL: the state dict of the PyTorch module that the factory makes.",
+)
 @click.option("--force", is_flag=True, help="Overwrite OUT if it exists.")
 @click.option("--in-place", is_flag=True, help="Replace MODEL, atomically; links are followed, permissions kept.")
 @click.option("--dry-run", is_flag=True, help="Fold and check, but write nothing.")
@@ -250,6 +256,7 @@ def bnfold() -> None:
 def fold(
     model: Path,
     output: Path | None,
+    weights: Path | None,
     force: bool,
     in_place: bool,
     dry_run: bool,
@@ -264,27 +271,28 @@ def fold(
 ) -> int:
     """Fold MODEL, check the result against it, and write it. This is what `bnfold MODEL` does."""
     from .folding import Checking, Selection, Writing, run
+    from .torch_models import is_torch, run_torch
 
     console = _console(others, fail_on_unfolded=fail_on_unfolded)
+    selection, checking = chosen(Selection, others), chosen(Checking, others, wanted=not no_check)
+    writing = Writing(
+        output,
+        force,
+        in_place,
+        dry_run,
+        frozenset(accept),
+        fail_on_unfolded,
+        not no_receipt,
+        rescue,
+        max_drift,
+        keep_statistics,
+    )
     with console.reporting():
-        return run(
-            model,
-            chosen(Selection, others),
-            chosen(Checking, others, wanted=not no_check),
-            Writing(
-                output,
-                force,
-                in_place,
-                dry_run,
-                frozenset(accept),
-                fail_on_unfolded,
-                not no_receipt,
-                rescue,
-                max_drift,
-                keep_statistics,
-            ),
-            console,
-        )
+        if is_torch(model):
+            return run_torch(model, weights, selection, checking, writing, console)
+        if weights is not None:
+            raise click.UsageError("--weights goes with package.module:factory as MODEL.")
+        return run(model, selection, checking, writing, console)
 
 
 @bnfold.command("explain")

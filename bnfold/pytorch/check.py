@@ -42,7 +42,7 @@ Rewrite = Callable[[nn.Module], None]
 def check_modules(
     original: nn.Module,
     folded: nn.Module,
-    to_exact: Rewrite,
+    to_exact: Rewrite | None,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     *,
@@ -52,7 +52,9 @@ def check_modules(
     seed: int,
     tf32: bool,
 ) -> CheckResult:
-    """The verdict on a folded module. to_exact: turns a copy of the original in float64 into the unrounded fold."""
+    """The verdict on a folded module. to_exact: turns a copy of the original in float64 into the unrounded fold; None:
+    it cannot, and the stored weights are judged alone.
+    """
     if not certificate.passed:
         return CheckResult(Verdict.NOT_EQUIVALENT, certificate.sentence, certificate, seed=seed)
     first, second = _quiet(original), _quiet(folded)
@@ -104,7 +106,7 @@ class _TorchJudge:
     """What gate 3 asks of a judge, answered by torch in float64."""
 
     def __init__(
-        self, first: nn.Module, second: nn.Module, to_exact: Rewrite, feeds: Sequence[Any], provided: Provided
+        self, first: nn.Module, second: nn.Module, to_exact: Rewrite | None, feeds: Sequence[Any], provided: Provided
     ) -> None:
         self._first, self._second, self._to_exact = first, second, to_exact
         self._feeds = [pytree.tree_map(_widened, feed) for feed in feeds]
@@ -118,10 +120,14 @@ class _TorchJudge:
     def candidate(self) -> list[dict[str, Array]]:
         return self._once("candidate", lambda: _wide(self._second))
 
-    def exact(self) -> list[dict[str, Array]]:
+    def exact(self) -> list[dict[str, Array]] | None:
+        rewrite = self._to_exact
+        if rewrite is None:
+            return None
+
         def make() -> nn.Module:
             made = _wide(self._first)
-            self._to_exact(made)
+            rewrite(made)
             return made
 
         return self._once("exact", make)

@@ -69,10 +69,8 @@ def export(
             f"The folded module is not as good as the original, so nothing was written: {verdict.sentence}"
         )
     write_onnx(result.module, result.args, path, result.kwargs, dynamic_shapes=dynamic_shapes, **options)
-    distance = _distance(result, Path(path)) if check else None
-    kinds = [t.dtype for t in result.original.parameters()]
-    limit = max((_ROOM.get(kind, 0.0) for kind in kinds), default=1e-3)
-    return Exported(result, Path(path), verdict, distance, limit)
+    distance = distance_to_file(result.original, result.args, result.kwargs, path) if check else None
+    return Exported(result, Path(path), verdict, distance, room(result.original))
 
 
 def write_onnx(
@@ -100,19 +98,25 @@ def write_onnx(
     program.save(os.fspath(path))
 
 
-def _distance(result: ModuleFold[Any], path: Path) -> float | None:
+def distance_to_file(
+    original: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], path: str | os.PathLike[str]
+) -> float | None:
+    """How far the file is under ONNX Runtime from the module under torch, relative to the largest output.
+
+    None where ONNX Runtime is not installed, or the file has other inputs than the module.
+    """
     try:
         import onnxruntime  # pyright: ignore[reportMissingTypeStubs] -- it has none
     except ImportError:
         return None
-    session: Any = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    given = [t for t in pytree.tree_leaves((result.args, dict(result.kwargs))) if isinstance(t, torch.Tensor)]
+    session: Any = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
+    given = [t for t in pytree.tree_leaves((args, dict(kwargs))) if isinstance(t, torch.Tensor)]
     names = [i.name for i in session.get_inputs()]
     if len(names) != len(given):
         return None
     found = session.run(None, {n: t.detach().cpu().numpy() for n, t in zip(names, given, strict=True)})
     with torch.no_grad():
-        output = result.original(*result.args, **result.kwargs)
+        output = original(*args, **kwargs)
     truth = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
     worst = 0.0
     for mine, theirs in zip(truth, found, strict=True):
@@ -120,3 +124,8 @@ def _distance(result: ModuleFold[Any], path: Path) -> float | None:
         size = float(np.abs(wide).max(initial=0.0)) or 1.0
         worst = max(worst, float(np.abs(np.asarray(theirs, np.float64) - wide).max(initial=0.0)) / size)
     return worst
+
+
+def room(module: nn.Module) -> float:
+    """How far a file may be from its module: what their types leave to the order of the sums."""
+    return max((_ROOM.get(t.dtype, 0.0) for t in module.parameters()), default=_ROOM[torch.float32])

@@ -12,7 +12,7 @@ import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import torch
@@ -27,6 +27,9 @@ from .aten import Number, Shaped, arguments, made, name_of
 from .outcome import Edit, Folded, Obstacle, Outcome, digest, search
 from .skeleton import Skeleton, functional, skeleton
 from .tensors import from_proto
+
+if TYPE_CHECKING:
+    from ..check.verdict import CheckResult
 
 _HINT = "The exported program cannot express this either."
 _ABSENT = {"Conv": {2: "bias"}, "ConvTranspose": {2: "bias"}, "linear": {2: "bias"},
@@ -49,6 +52,31 @@ class ProgramFold:
     report: FoldReport
     original: ExportedProgram = field(repr=False)
     folded: Folded = field(repr=False)
+
+    def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments of the program: those that it was exported with, else noise of their shapes."""
+        if self.original.example_inputs is not None:
+            args, kwargs = self.original.example_inputs
+            return tuple(args), dict(kwargs)
+        raise UsageError("This program was saved without the inputs that it was exported with, so it cannot be run.")
+
+    def check(self, *, samples: int = 3, seed: int = 0, tf32: bool = False) -> CheckResult:
+        """Whether the folded program is the same function as the original, with torch in float64 as the judge."""
+        from .check import check_modules
+
+        args, kwargs = self.inputs()
+        return check_modules(
+            self.original.module(),
+            self.program.module(),
+            None,
+            args,
+            kwargs,
+            model=self.folded.result.model,
+            certificate=self.folded.result.certificate(),
+            samples=samples,
+            seed=seed,
+            tf32=tf32,
+        )
 
 
 def fold_program(program: ExportedProgram, *, skip: Sequence[str] = (), only: Sequence[str] = ()) -> ExportedProgram:

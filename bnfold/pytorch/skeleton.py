@@ -9,6 +9,7 @@ parametrization, the scale of a frozen normalization, is computed here, in float
 from __future__ import annotations
 
 import operator
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,7 +65,9 @@ def functional(program: ExportedProgram) -> ExportedProgram:
     order = {node: k for k, node in enumerate(program.graph.nodes)}
     for node in program.graph.nodes:
         if node.op == "call_function" and writes(node) and not _harmless(node, order):
-            return program.run_decompositions({})
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch warns itself of what it does here
+                return program.run_decompositions({})
     return program
 
 

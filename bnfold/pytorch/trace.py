@@ -170,7 +170,7 @@ def copied(module: _Module, memo: dict[int, Any] | None = None) -> _Module:
         return copy.deepcopy(module, memo)
     except Exception as error:  # whatever a user's class may do in __deepcopy__
         raise UnsupportedModel(
-            f"This module cannot be copied ({_sentence(error)}): make copy.deepcopy(module) work first."
+            f"This module cannot be copied ({sentence(error)}): make copy.deepcopy(module) work first."
         ) from error
 
 
@@ -254,12 +254,12 @@ def _exported(
             )
     except Exception as error:  # the exporter runs the module's own code
         raise UnsupportedModel(
-            f"torch.export cannot export this module: {_sentence(error)} Try the module on these arguments first; "
+            f"torch.export cannot export this module: {sentence(error)} Try the module on these arguments first; "
             "code that depends on values needs torch.cond, or fold its submodules one by one."
         ) from error
 
 
-def _sentence(error: Exception) -> str:
+def sentence(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return text if text.endswith((".", "!", "?")) else f"{text}."
