@@ -177,6 +177,8 @@ class _Builder:
         title = self._titles[node]
         self._names[node] = node.name
         outputs = [f"{node.name}:{k}" for k in range(len(value))] if many else [node.name]
+        if found.kind == "BatchNormalization" and all(user.args[1:] == (0,) or not user.users for user in node.users):
+            outputs = outputs[:1]  # a decomposed one also gives the statistics that it used
         inputs = [self._operand(node, k, o, found) for k, o in enumerate(found.operands)]
         attributes = {**found.attributes, **found.exact}
         proto = onnx.helper.make_node(found.kind, inputs, outputs, title, domain=found.domain)
