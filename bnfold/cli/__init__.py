@@ -51,6 +51,9 @@ def _run(arguments: list[str]) -> int:
     except BnfoldError as error:
         return emit_error(error.kind, str(error), error.exit_code, form=form)
     except (KeyboardInterrupt, click.Abort):
+        # Where the interrupt came inside an exec() of source text, as dataclasses do, CPython holds it for unhandled:
+        # under `python -m` it would die of the signal at the end, unless something else has been executed since.
+        exec("pass")
         return emit_error("interrupted", "Interrupted; nothing was written.", 130, form=form)
     except BrokenPipeError:  # whoever read the output has gone, and with it the wish to know
         silence()

@@ -160,7 +160,7 @@ def _parse(path: Path, data: bytes) -> onnx.ModelProto:
     if kind == BINARY:
         try:
             model.ParseFromString(data)
-        except DecodeError as error:
+        except (DecodeError, UnicodeDecodeError) as error:  # the latter: protobuf in pure Python
             lacking = missing_bytes(data)
             if data[:1] == b"\x08" and lacking:
                 raise UnreadableModel(

@@ -389,8 +389,11 @@ def signs(scale: float = 1.0) -> onnx.ModelProto:
     return made
 
 
-def test_custom_operators() -> None:
+def test_custom_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    # importing it makes protobuf pure Python in every process that is started afterwards
+    monkeypatch.setenv("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "upb")
     extensions = pytest.importorskip("onnxruntime_extensions", exc_type=ImportError)
+    monkeypatch.setenv("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "upb")
     library = [extensions.get_library_path()]
     expect(check(signs(), signs(), custom_ops=library), Verdict.EQUIVALENT, "no float64 judge", "NegPos")
     expect(check(signs(), signs(1.01), custom_ops=library), Verdict.NOT_EQUIVALENT, "no float64 judge")
