@@ -68,6 +68,9 @@ class LocalBounds(Protocol):
     """What a result needs to know of gate 2."""
 
     @property
+    def passed(self) -> bool: ...
+
+    @property
     def sentence(self) -> str: ...
 
     def to_dict(self) -> dict[str, Any]: ...

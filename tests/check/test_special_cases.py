@@ -220,10 +220,10 @@ def test_overflow_at_the_edge_of_the_type() -> None:
     """40 is added to numbers a unit roundoff apart: 65512 is rounded down to the largest number, 65544 is infinite."""
     x = np.random.default_rng(0).normal(size=(2, 64)).astype(np.float16)
     x[:, 0] = 40
-    ends = [[value(name, 2, 64, kind=TensorProto.FLOAT16)] for name in ("x", "y")]
+    first, last = ([value(name, 2, 64, kind=TensorProto.FLOAT16)] for name in ("x", "y"))
     add = helper.make_node("Add", ["x", "c"], ["y"])
     weights = ({"c": np.asarray([size] + [0] * 63, np.float16)} for size in (65472, 65504))
-    original, candidate = (model([add], held, *ends) for held in weights)
+    original, candidate = (model([add], held, first, last) for held in weights)
     result = check(original, candidate, inputs=[{"x": x}])
     expect(result, Verdict.EQUIVALENT, "2 output elements are so close to their type's largest number")
 
