@@ -14,6 +14,7 @@ from typing import Any
 import onnx
 
 from . import constants
+from .bodies import bodies_of
 from .gauge import Reason, Refusal, Shape
 from .shapes import Shapes
 from .weights import FLOATS, Tensor, tensor
@@ -76,15 +77,6 @@ class Node:
 
     def subgraphs(self) -> Iterator[onnx.GraphProto]:
         return bodies_of(self.proto)
-
-
-def bodies_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The graphs among a node's attributes: the branches of an If, the body of a Loop or Scan."""
-    for a in node.attribute:
-        if a.type == onnx.AttributeProto.GRAPH:
-            yield a.g
-        elif a.type == onnx.AttributeProto.GRAPHS:
-            yield from a.graphs
 
 
 class Graph:
@@ -365,6 +357,12 @@ class Graph:
             for node in self._holders
             for body, stored in zip(node.subgraphs(), bodies_of(self.stored.node[int(node.order)]), strict=True)
         ]
+
+    def nested(self) -> Iterator[Graph]:
+        """The graph and the bodies inside it, outer ones first: the order of `bodies.graphs_of`."""
+        yield self
+        for child in self.children:
+            yield from child.nested()
 
 
 def free_names(graph: onnx.GraphProto) -> set[str]:

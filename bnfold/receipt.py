@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from . import __version__
+from .files import digest
 from .files.formats import BINARY, format_of
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def write(path: Path, source_sha256: str, report: FoldReport, check: CheckResult
         "verdict": NOT_CHECKED if check is None else check.verdict.value,
         "sentence": "" if check is None else check.sentence,
         "figures": json.dumps({} if check is None else _figures(check), sort_keys=True),
-        "sha256": _digest(path),
+        "sha256": digest(path),
     }
     if format_of(path) == BINARY:
         with path.open("ab") as file:
@@ -126,17 +127,6 @@ def _tail(entries: Mapping[str, str]) -> bytes:
     return onnx.ModelProto(metadata_props=_props(entries)).SerializeToString(deterministic=True)
 
 
-def _digest(path: Path, length: int | None = None) -> str:
-    """The SHA-256 of the first `length` bytes of a file, of all of it when None."""
-    digest = hashlib.sha256()
-    left = path.stat().st_size if length is None else length
-    with path.open("rb") as file:
-        while left > 0 and (block := file.read(min(left, 1 << 20))):
-            digest.update(block)
-            left -= len(block)
-    return digest.hexdigest()
-
-
 def _intact(path: Path, model: onnx.ModelProto, found: Mapping[str, str]) -> bool:
     if format_of(path) == BINARY:
         tail = _tail(found)
@@ -147,7 +137,7 @@ def _intact(path: Path, model: onnx.ModelProto, found: Mapping[str, str]) -> boo
             file.seek(length)
             if file.read() != tail:
                 return False
-        return _digest(path, length) == found["sha256"]
+        return digest(path, length) == found["sha256"]
     from .files.writing import serialize
 
     body = onnx.ModelProto()

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from bnfold.bodies import bodies_of
 from bnfold.files import save
-from bnfold.graph import bodies_of
 
 from .providers import Provider, ProviderDied, ProviderError
 from .regions import Pair, Region

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from .. import files, receipt
 from ..report.findings import is_left, would_fold
-from .folding import Checking, source_dict
+from .documents import source_dict
+from .folding import Checking
 from .output import Console, width
 
 if TYPE_CHECKING:

@@ -15,15 +15,14 @@ from .. import files, receipt, sidecar
 from ..errors import UsageError
 from ..report.text import explanation, fold_table
 from . import stats
+from .documents import result_dict, source_dict
 from .options import Growth, destination
 from .output import Console, Step, width
 from .signals import raise_received
 
 if TYPE_CHECKING:
     from ..check.verdict import CheckResult
-    from ..files import ModelFile
     from ..fold import FoldResult
-    from ..report import FoldReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +130,10 @@ def run(
     console.clear_of(model, target, None if target is None else target.with_name(target.name + ".data"))
     arguments = checking.arguments()
     with console.progress(4) as step:
+
+        def attempt(made: FoldResult) -> tuple[CheckResult | None, list[Path], str]:
+            return _check_and_write(made, target, checking, arguments, writing, selection, step)
+
         drift = stats.gate(model, checking, writing.max_drift)
         if drift is not None and drift.code:
             return drift.refused(console)
@@ -141,18 +144,20 @@ def run(
             _stands_clear(target, result, writing)
         leave: dict[str, str] = {}
         while True:
-            check, written, accepted = _check_and_write(result, target, checking, arguments, writing, selection, step)
+            check, written, accepted = attempt(result)
             if check is None or not check.flipped or written:
                 break
             leave.update(check.flipped)  # what is rounded right behind a fold must not change: those sources stay
             step("folding")
             result = _fold(model, selection, leave)
-    if writing.rescue and check is not None and check.exit_code == 1 and not written:
-        step("rescuing")
-        saved = _rescued(model, result, check, selection, leave, arguments)
-        if saved is not None:
-            result = saved
-            check, written, accepted = _check_and_write(result, target, checking, arguments, writing, selection, step)
+        if writing.rescue and check is not None and check.exit_code == 1 and not written:
+            step("rescuing")
+            saved = _rescued(model, result, check, selection, leave, arguments)
+            if saved is not None:
+                result = saved
+                check, written, accepted = _check_and_write(
+                    result, target, checking, arguments, writing, selection, step
+                )
     left = len(result.report.unfolded)
     code = check.exit_code if check is not None else 0
     if code == 0 and writing.fail_on_unfolded and left:
@@ -174,7 +179,9 @@ def run(
         code,
         lambda: {
             "source": source_dict(result.source, digest, result.report.opset, result.report.nodes_before),
-            "result": _result_dict(written, result.report, identical=not result.changed),
+            "result": result_dict(
+                written, result.report.opset, result.report.nodes_after, identical=not result.changed
+            ),
             **result.report.to_dict(),
             "check": None if check is None else check.to_dict(),
             **({} if drift is None else {"statistics": drift.found.to_dict()}),
@@ -221,12 +228,6 @@ def run_explain(model: Path, selection: Selection, console: Console) -> int:
         return {"source": source, "result": None, **report.to_dict(), "check": None}
 
     return console.finish("explain", word, sentence, 0, parts)
-
-
-def source_dict(source: ModelFile, digest: str, opset: int, nodes: int) -> dict[str, Any]:
-    """The `source` object of the JSON document."""
-    path = None if source.path is None else str(source.path)
-    return {"path": path, "sha256": digest, "bytes": source.size, "opset": opset, "nodes": nodes}
 
 
 def _fold(model: Path, selection: Selection, leave: Mapping[str, str] | None) -> FoldResult:
@@ -293,21 +294,6 @@ def _check_and_write(
         raise_received()
         written = [] if accepted is None else stage.commit()
         return check, [path for path in written if path != sidecar.sidecar_of(target)], accepted or ""
-
-
-def _result_dict(written: Sequence[Path], report: FoldReport, *, identical: bool) -> dict[str, Any] | None:
-    if not written:
-        return None
-    path, *data = written
-    return {
-        "path": str(path),
-        "sha256": files.digest(path),
-        "bytes": path.stat().st_size,
-        "opset": report.opset,
-        "nodes": report.nodes_after,
-        "identical": identical,
-        "data": [str(each) for each in data],
-    }
 
 
 def _notes(result: FoldResult, written: Sequence[Path], writing: Writing) -> list[str]:

@@ -15,6 +15,7 @@ import click
 
 from .. import files, receipt, sidecar
 from ..errors import UsageError
+from .documents import result_dict, source_dict
 from .output import Console
 from .signals import raise_received
 from .unfolding import refold, unfolded
@@ -57,7 +58,7 @@ def run_drift(model: Path, measuring: Measuring, most: float | None, console: Co
         _ = found.source.sha256  # its file may be a temporary one
     console.say("\n".join([*table(found), ""]))
     word, sentence, code = judged(found, most)
-    return console.finish("stats drift", word, sentence, code, lambda: _parts(found, None))
+    return console.finish("stats drift", word, sentence, code, lambda: _parts(found, []))
 
 
 def run_refresh(
@@ -140,23 +141,13 @@ def _nothing(found: Measured) -> str:
     return told
 
 
-def _parts(found: Measured, written: Sequence[Path] | None) -> dict[str, Any]:
-    from .folding import source_dict
-
+def _parts(found: Measured, written: Sequence[Path]) -> dict[str, Any]:
     model = found.source.model
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
-    result = None
-    if written:
-        path, *data = written
-        result = {
-            "path": str(path),
-            "sha256": files.digest(path),
-            "bytes": path.stat().st_size,
-            "data": [str(each) for each in data],
-        }
+    nodes = len(model.graph.node)
     return {
-        "source": source_dict(found.source, found.source.sha256, opset, len(model.graph.node)),
-        "result": result,
+        "source": source_dict(found.source, found.source.sha256, opset, nodes),
+        "result": result_dict(written, opset, nodes),
         "statistics": found.to_dict(),
         "check": None,
     }
@@ -176,7 +167,7 @@ class Gate:
         console.say("\n".join([*table(self.found), ""]))
         cure = "measure them anew: bnfold stats refresh"
         sentence = f"{self.sentence}; nothing was written: {cure}."
-        return console.finish("fold", self.word, sentence, self.code, lambda: _parts(self.found, None))
+        return console.finish("fold", self.word, sentence, self.code, lambda: _parts(self.found, []))
 
 
 def gate(model: Path, checking: Checking, most: float | None) -> Gate | None:

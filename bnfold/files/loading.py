@@ -78,10 +78,16 @@ class ModelFile:
         return self.size + sum(path.stat().st_size for path in self.data.values())
 
 
-def digest(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
+def digest(path: Path, length: int | None = None) -> str:
+    """The SHA-256 of a file, in hex; of its first `length` bytes where that is given."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if length is None:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        value = hashlib.sha256()
+        while length > 0 and (block := file.read(min(length, 1 << 20))):
+            value.update(block)
+            length -= len(block)
+        return value.hexdigest()
 
 
 def size_of(model: onnx.ModelProto) -> int:

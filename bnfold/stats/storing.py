@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from ..bodies import bodies_of
 from ..errors import UsageError
-from ..graph import bodies_of, free_names
+from ..graph import free_names
 from ..weights import rounded, type_name
 from .layers import Layer
 from .moments import Moments
