@@ -72,7 +72,7 @@ def pairs(graph: Graph, nodes: Iterable[Node]) -> dict[Node, Pair]:
     for shape, group in groups.items():
         many = math.prod(shape) <= _SMALL
         for start in range(0, len(group), 1 << 10):
-            for node, pair in _prepared(group[start : start + (1 << 10)], shape, many):
+            for node, pair in _prepared(graph, group[start : start + (1 << 10)], shape, many):
                 found[node] = pair
     return found
 
@@ -133,7 +133,7 @@ def _stacked(tensors: Iterable[Tensor], shape: tuple[int, ...]) -> Array:
     return np.concatenate([a.reshape(1, *shape) for a in arrays]).astype(np.float64)
 
 
-def _prepared(group: list[_Found], shape: tuple[int, ...], many: bool) -> Iterator[tuple[Node, Pair]]:
+def _prepared(graph: Graph, group: list[_Found], shape: tuple[int, ...], many: bool) -> Iterator[tuple[Node, Pair]]:
     size = shape[:1]
     gamma, beta, mean, variance = (_stacked((f.parameters[k] for f in group), size) for k in range(4))
     epsilon = np.asarray([f.epsilon for f in group])[:, None]
@@ -160,7 +160,7 @@ def _prepared(group: list[_Found], shape: tuple[int, ...], many: bool) -> Iterat
             continue
         rows = Affine(scale[k].reshape(column[1:]), np.zeros(()))
         weight = _edited(found.weight, rows, *(() if weights is None else (weights[k], raw[1][k].tobytes())))
-        if weights is None and weight.misfit() is not None:
+        if weights is None and graph.misfit(weight) is not None:
             continue
         base = zeros("", size, _FLOAT) if found.bias is None else found.bias
         bias = _edited(base, Affine(scale[k], shift[k]), biases[k], raw[0][k].tobytes())

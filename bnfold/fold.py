@@ -107,11 +107,14 @@ def fold_leaving(
     max_growth: int | Callable[[int], int] | None = None,
     aggressive: bool = False,
     partial: bool = False,
+    late: bool = False,
     read: Callable[[Graph, Node], sources.Source | Refusal] = sources.read,
 ) -> FoldResult:
     """`fold`, but sources in front of the rounding ops named in `leave` stay, for the reason given there (None: all).
 
     max_growth: may also be a function of the model's size in bytes.
+    late: whether large weights fit their type is found out when they are written: `save` raises OutOfRange where one
+        may not, and the model has to be folded again without `late`.
     read: what a source's map is; the check's faults.py reads one wrongly on purpose.
     """
     source = load(model)
@@ -128,7 +131,7 @@ def fold_leaving(
         if model.functions and (flat := inlined(model)) is not None:
             model, stored = flat, onnx.ModelProto()
             stored.CopyFrom(flat)
-        main = Graph(model.graph, opsets, source.directory, stored=stored.graph, overridable=overridable)
+        main = Graph(model.graph, opsets, source.directory, stored=stored.graph, overridable=overridable, late=late)
         folder = Folder(tuple(skip), tuple(only), limit, leave, aggressive=aggressive, partly=partial, read=read)
         graphs = list(main.nested())
         before = sum(g.size() for g in graphs)

@@ -92,14 +92,19 @@ class Graph:
         parent: Graph | None = None,
         names: set[str] | None = None,
         overridable: frozenset[str] = frozenset(),
+        late: bool = False,
     ) -> None:
-        """stored: an untouched copy of `proto`, where the original bytes of the weights stay readable."""
+        """stored: an untouched copy of `proto`, where the original bytes of the weights stay readable.
+
+        late: whether large weights fit their type is found out when they are written.
+        """
         self.proto = proto
         self.stored = proto if stored is None else stored
         self.opsets = opsets
         self.directory = directory
         self.parent = parent
         self.overridable = overridable
+        self.late = late
         self.names: set[str] = set() if names is None else names
         self.tensors: dict[str, Tensor] = {t.name: tensor(t, directory) for t in self.stored.initializer}
         self.sparse: frozenset[str] = frozenset(t.values.name for t in proto.sparse_initializer)
@@ -357,6 +362,10 @@ class Graph:
             for node in self._holders
             for body, stored in zip(node.subgraphs(), bodies_of(self.stored.node[int(node.order)]), strict=True)
         ]
+
+    def misfit(self, edited: Tensor) -> str | None:
+        """Why an edited weight does not fit its type, as far as that is to be known now."""
+        return None if self.late and edited.fits_late else edited.misfit()
 
     def nested(self) -> Iterator[Graph]:
         """The graph and the bodies inside it, outer ones first: the order of `bodies.graphs_of`."""

@@ -484,7 +484,7 @@ class Search:
         into = dict.fromkeys([n for n, _ in overlay.edits] + [*overlay.attributes, *overlay.added, *overlay.became])
         through = tuple(n for n in overlay.through if n not in into)
         for edge, edited in overlay.edits.items():
-            misfit = edited.misfit()
+            misfit = self._graph.misfit(edited)
             if misfit is not None:
                 if not edited.name:
                     misfit = "bias" + misfit

@@ -338,7 +338,7 @@ def test_an_error_in_a_thread_is_raised_in_the_caller(tmp_path: Path):
             for at in range(0, self.nbytes, 1 << 20):
                 yield at, self.make
 
-        def make(self) -> bytes:
+        def make(self, _: object) -> bytes:
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):

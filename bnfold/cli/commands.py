@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from .. import hashing
 from . import shared
 from .options import chosen, chosen_form
 from .output import Console
@@ -112,6 +113,8 @@ def fold(
     **others: Any,
 ) -> int:
     """Fold MODEL, check the result against it, and write it. This is what `bnfold MODEL` does."""
+    if not (no_receipt or dry_run):
+        hashing.begin(model)  # beside the imports
     from .folding import Checking, Selection, Writing, run
     from .torch_models import is_torch, run_torch
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .. import files, receipt, sidecar
 from ..errors import UsageError
 from ..report.text import explanation, fold_table
+from ..weights import OutOfRange
 from . import stats
 from .documents import result_dict, source_dict
 from .options import Growth, destination
@@ -138,26 +139,29 @@ def run(
         if drift is not None and drift.code:
             return drift.refused(console)
         step("folding")
-        result = _fold(model, selection, {} if checking.wanted else None)
+        leave: dict[str, str] | None = {} if checking.wanted else None
+        late = target is not None
+        result = _fold(model, selection, leave, late=late)
         digest = result.source.sha256 if console.documents else ""
         if target is not None:
             _stands_clear(target, result, writing)
-        leave: dict[str, str] = {}
         while True:
-            check, written, accepted = attempt(result)
-            if check is None or not check.flipped or written:
-                break
-            leave.update(check.flipped)  # what is rounded right behind a fold must not change: those sources stay
+            try:
+                check, written, accepted = attempt(result)
+            except OutOfRange:  # a weight that is huge, infinite or NaN: look at all of them before anything is folded
+                late = False
+            else:
+                if check is None or not check.flipped or written:
+                    break
+                leave = {**(leave or {}), **check.flipped}  # what is rounded right behind a fold must not change
             step("folding")
-            result = _fold(model, selection, leave)
+            result = _fold(model, selection, leave, late=late)
         if writing.rescue and check is not None and check.exit_code == 1 and not written:
             step("rescuing")
             saved = _rescued(model, result, check, selection, leave, arguments)
             if saved is not None:
                 result = saved
-                check, written, accepted = _check_and_write(
-                    result, target, checking, arguments, writing, selection, step
-                )
+                check, written, accepted = attempt(result)
     left = len(result.report.unfolded)
     code = check.exit_code if check is not None else 0
     if code == 0 and writing.fail_on_unfolded and left:
@@ -194,7 +198,7 @@ def _rescued(
     result: FoldResult,
     check: CheckResult,
     selection: Selection,
-    leave: dict[str, str],
+    leave: Mapping[str, str] | None,
     arguments: dict[str, Any],
 ) -> FoldResult | None:
     from ..rescue import noted, rescue
@@ -230,7 +234,7 @@ def run_explain(model: Path, selection: Selection, console: Console) -> int:
     return console.finish("explain", word, sentence, 0, parts)
 
 
-def _fold(model: Path, selection: Selection, leave: Mapping[str, str] | None) -> FoldResult:
+def _fold(model: Path, selection: Selection, leave: Mapping[str, str] | None, *, late: bool = False) -> FoldResult:
     from ..fold import fold_leaving
 
     growth = selection.max_growth
@@ -244,6 +248,7 @@ def _fold(model: Path, selection: Selection, leave: Mapping[str, str] | None) ->
         max_growth=None if growth is None else growth.of,
         aggressive=selection.aggressive,
         partial=selection.partial,
+        late=late,
     )
 
 
@@ -281,8 +286,6 @@ def _check_and_write(
         return (result.check(**arguments) if checking.wanted else None), [], ""
     with files.Staging(target, keep_mode_of=target if writing.in_place else None) as stage:
         step("writing")
-        if writing.receipt:
-            result.source.hash_ahead()
         result.save(stage.path)
         step("checking")
         check = result.check(path=stage.path, **arguments) if checking.wanted else None

@@ -10,9 +10,8 @@ import click
 
 from .. import __version__
 from ..report.forms import FORMS
-from .options import growth, ranges, shapes
+from .options import growth, limit, ranges, shapes
 from .reports import reports
-from .stats import limit
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from .. import files, receipt, sidecar
 from ..errors import UsageError
 from .documents import result_dict, source_dict
@@ -37,14 +35,6 @@ class Measuring:
     def arguments(self) -> dict[str, Any]:
         """As keyword arguments of `drift` and `refresh`."""
         return {"threads": self.threads, "timeout": self.timeout, "custom_ops": self.custom_ops}
-
-
-def limit(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
-    """`--max-drift`: a number above 0, as a click callback."""
-    if value is not None and not (math.isfinite(value) and value > 0):
-        what = "a drift is a number above 0: 0.05 is 5 % of the standard deviation of an output."
-        raise click.BadParameter(what, ctx, param)
-    return value
 
 
 def run_drift(model: Path, measuring: Measuring, most: float | None, console: Console) -> int:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import threading
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import onnx
 from google.protobuf.message import DecodeError, EncodeError
 
 from ..errors import BnfoldError, MalformedModel, UnreadableModel, UnsupportedModel
+from ..hashing import digest
 from .external import extent, is_external, tensors
 from .formats import BINARY, JSON, foreign, format_of, missing_bytes
 from .structure import validate
@@ -38,18 +37,6 @@ class ModelFile:
     directory: Path
     size: int
     notes: tuple[str, ...] = ()
-    _ahead: list[str] = field(default_factory=list[str], repr=False)
-    _hashing: threading.Thread | None = field(default=None, repr=False)
-
-    def hash_ahead(self) -> None:
-        """Begin with the digest of a large file now, beside other work; `sha256` waits for it."""
-        if self.path is not None and self.size >= SCANNED and self._hashing is None and "sha256" not in vars(self):
-            self._hashing = threading.Thread(target=self._hash, args=(self.path,), daemon=True)
-            self._hashing.start()
-
-    def _hash(self, path: Path) -> None:
-        with suppress(OSError):  # whoever asks for the digest meets it again
-            self._ahead.append(digest(path))
 
     @cached_property
     def sha256(self) -> str:
@@ -58,9 +45,7 @@ class ModelFile:
             if self.size > LIMIT:
                 raise UnsupportedModel("A model over 2 GiB has no serialized form to take a digest of; save it first.")
             return hashlib.sha256(self.model.SerializeToString(deterministic=True)).hexdigest()
-        if self._hashing is not None:
-            self._hashing.join()
-        return self._ahead[0] if self._ahead else digest(self.path)
+        return digest(self.path)
 
     @cached_property
     def data(self) -> dict[str, Path]:
@@ -76,18 +61,6 @@ class ModelFile:
     def total_size(self) -> int:
         """The bytes of the model file and of its external data together."""
         return self.size + sum(path.stat().st_size for path in self.data.values())
-
-
-def digest(path: Path, length: int | None = None) -> str:
-    """The SHA-256 of a file, in hex; of its first `length` bytes where that is given."""
-    with path.open("rb") as file:
-        if length is None:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        value = hashlib.sha256()
-        while length > 0 and (block := file.read(min(length, 1 << 20))):
-            value.update(block)
-            length -= len(block)
-        return value.hexdigest()
 
 
 def size_of(model: onnx.ModelProto) -> int:
