@@ -171,7 +171,7 @@ def fold_leaving(
         return FoldResult(
             report,
             model,
-            ModelFile(original, source.path, source.directory, source.size),
+            ModelFile(original, source.path, source.directory, source.size, external=source.external),
             changed,
             tuple(dict.fromkeys(folder.rounded.values())),
             graphs,

@@ -37,6 +37,7 @@ class ModelFile:
     directory: Path
     size: int
     notes: tuple[str, ...] = ()
+    external: bool = True  # whether tensors may lie in other files; False spares a look at each
 
     @cached_property
     def sha256(self) -> str:
@@ -51,7 +52,7 @@ class ModelFile:
     def data(self) -> dict[str, Path]:
         """The external data files: location, as the model gives it, to path."""
         found: dict[str, Path] = {}
-        for proto in tensors(self.model):
+        for proto in tensors(self.model) if self.external else ():
             if is_external(proto):
                 where = extent(proto, self.directory)
                 found[where.path.relative_to(self.directory).as_posix()] = where.path
@@ -83,7 +84,9 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto) -> ModelFile:
     else:
         path = Path(source)
         data, size = _read(path)
-        loaded = ModelFile(_parse(path, data), path, path.parent, size)
+        loaded = ModelFile(
+            _parse(path, data), path, path.parent, size, external=format_of(path) != BINARY or b"location" in data
+        )
     if not loaded.model.HasField("graph"):
         name = "The model" if loaded.path is None else str(loaded.path)
         raise UnreadableModel(f"{name} holds no ONNX graph: it is not an ONNX model, or an empty one.")
