@@ -47,7 +47,7 @@ _LARGEST: dict[int, float] = {
 # 1e-39) have such products.
 _LOST: dict[int, float] = {onnx.TensorProto.FLOAT16: 2.0**-25}
 _VALUE = """raw_data float_data int32_data int64_data double_data uint64_data external_data data_location""".split()
-_BLOCK = 1 << 18  # bytes of a tensor that are computed at once: in float64 they still fit a core's own cache
+_BLOCK = 1 << 20  # bytes of a tensor that are computed at once; with less, threads wait more for the interpreter
 _KEPT = 1 << 22  # bytes, or elements: rooms of more than this are not kept
 _CACHED = 1 << 16  # tensors of up to this many elements keep their float64 value: BN parameters, biases
 

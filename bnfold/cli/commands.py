@@ -14,6 +14,7 @@ from .. import hashing
 from . import shared
 from .options import chosen, chosen_form
 from .output import Console
+from .startup import without_blas_threads
 
 _EXIT_CODES = (
     ("0", "equivalent, or nothing to fold"),
@@ -115,6 +116,8 @@ def fold(
     """Fold MODEL, check the result against it, and write it. This is what `bnfold MODEL` does."""
     if not (no_receipt or dry_run):
         hashing.begin(model)  # beside the imports
+    if no_check:
+        without_blas_threads()
     from .folding import Checking, Selection, Writing, run
     from .torch_models import is_torch, run_torch
 
@@ -146,6 +149,7 @@ def fold(
 @shared.how_to_say
 def explain(model: Path, **others: Any) -> int:
     """Say where each affine of MODEL goes, or why not. Writes nothing."""
+    without_blas_threads()
     from .folding import Selection, run_explain
 
     console = _console(others)
