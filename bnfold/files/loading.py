@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -77,6 +78,11 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto) -> ModelFile:
 
     Raises UnreadableModel, MalformedModel or UnsupportedModel; each says what is wrong and what to do.
     """
+    if sys.byteorder != "little":
+        raise UnsupportedModel(
+            "This machine stores numbers with the highest byte first, and ONNX with the lowest: bnfold was never "
+            "tested here, so it refuses."
+        )
     if isinstance(source, onnx.ModelProto):
         model = onnx.ModelProto()
         model.CopyFrom(source)
