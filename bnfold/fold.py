@@ -36,9 +36,6 @@ def _no_collector() -> Generator[None]:
         yield
     finally:
         if enabled:
-            if not gc.get_freeze_count():  # to the oldest generation with them, or all are gone through at once
-                gc.freeze()
-                gc.unfreeze()
             gc.enable()
 
 

@@ -21,6 +21,7 @@ from .commands import bnfold
 from .options import form_of
 from .output import emit_error, silence
 from .signals import caught
+from .startup import in_own_process
 
 __all__ = ["main", "process"]
 
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def process() -> NoReturn:
     """`main` as a process of its own, which ends without taking every object of a large model apart first."""
+    in_own_process()
     code = main()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):

@@ -14,7 +14,7 @@ from .. import hashing
 from . import shared
 from .options import chosen, chosen_form
 from .output import Console
-from .startup import without_blas_threads
+from .startup import only_fold
 
 _EXIT_CODES = (
     ("0", "equivalent, or nothing to fold"),
@@ -117,7 +117,7 @@ def fold(
     if not (no_receipt or dry_run):
         hashing.begin(model)  # beside the imports
     if no_check:
-        without_blas_threads()
+        only_fold()
     from .folding import Checking, Selection, Writing, run
     from .torch_models import is_torch, run_torch
 
@@ -149,7 +149,7 @@ def fold(
 @shared.how_to_say
 def explain(model: Path, **others: Any) -> int:
     """Say where each affine of MODEL goes, or why not. Writes nothing."""
-    without_blas_threads()
+    only_fold()
     from .folding import Selection, run_explain
 
     console = _console(others)
