@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from .affine import Affine, Array
 from .graph import Graph, Node
 from .laws import LAWS
-from .search import Plan
+from .overlay import Plan
 from .sources import EPSILON
 from .weights import Tensor, zeros
 

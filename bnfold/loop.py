@@ -19,10 +19,11 @@ from .direct import Pair, holds, pairs
 from .errors import UsageError
 from .graph import Graph, Node
 from .laws import LAWS
+from .overlay import Plan
 from .reasons import Reason, Refusal, most_telling
 from .report import Alternative, Folded, Kept, Target
 from .result import Record
-from .search import Plan, Search
+from .search import Search
 
 _UNASKED = "it folds only where the check finds the same integers, and none was asked for."
 _ROUNDING = frozenset(("Floor", "Ceil", "Round", "QuantizeLinear", "DynamicQuantizeLinear"))

@@ -16,8 +16,8 @@ from .affine import Array
 from .files import ModelFile, copy, materialized, save
 from .files.pouring import Computed
 from .graph import Graph, Node
+from .overlay import Plan
 from .report import FoldReport
-from .search import Plan
 from .weights import Tensor, Watched, rounded
 
 if TYPE_CHECKING:

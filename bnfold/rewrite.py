@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from .graph import Graph, Node, free_names
-from .search import Plan
+from .overlay import Plan
 from .weights import Tensor, tensor
 
 

@@ -16,8 +16,9 @@ import onnx
 from bnfold.errors import UnsupportedOp
 from bnfold.reference import EvaluationError
 
+from .arithmetic import Arithmetic, NoBound, arithmetic_of
 from .batches import grouped, run_side
-from .bounds import Arithmetic, NoBound, arithmetic_of, running_bounds
+from .bounds import running_bounds
 from .evaluation import Regions
 from .providers import Provider, ProviderError
 from .regions import Region

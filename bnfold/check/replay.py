@@ -18,8 +18,9 @@ from ..files import ModelFile
 from ..graph import Graph, Node
 from ..laws import LAWS
 from ..loop import Folder
+from ..overlay import Plan
 from ..result import Record
-from ..search import Plan, Search
+from ..search import Search
 from ..weights import Tensor, tensor
 
 __all__ = ["Key", "Opened", "Replay", "open_graphs", "replay"]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from .. import files, receipt
 from ..report.findings import is_left, would_fold
 from .documents import source_dict
-from .folding import Checking
 from .output import Console, width
+from .settings import Checking
 
 if TYPE_CHECKING:
     from ..check.verdict import CheckResult, Verdict

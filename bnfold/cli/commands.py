@@ -118,7 +118,8 @@ def fold(
         hashing.begin(model)  # beside the imports
     if no_check:
         only_fold()
-    from .folding import Checking, Selection, Writing, run
+    from .folding import run
+    from .settings import Checking, Selection, Writing
     from .torch_models import is_torch, run_torch
 
     console = _console(others, fail_on_unfolded=fail_on_unfolded)
@@ -150,7 +151,8 @@ def fold(
 def explain(model: Path, **others: Any) -> int:
     """Say where each affine of MODEL goes, or why not. Writes nothing."""
     only_fold()
-    from .folding import Selection, run_explain
+    from .folding import run_explain
+    from .settings import Selection
 
     console = _console(others)
     with console.reporting():
@@ -195,7 +197,7 @@ def check(
     A single MODEL: what does its receipt say, and is it still the file that was checked?
     """
     from .checking import run_check, run_receipt
-    from .folding import Checking
+    from .settings import Checking
 
     if candidate is not None and source is not None:
         raise click.UsageError("--source goes with a single MODEL; two models are compared with each other.")

@@ -20,7 +20,7 @@ from .unfolding import refold, unfolded
 
 if TYPE_CHECKING:
     from ..stats import Drift, Measured
-    from .folding import Checking
+    from .settings import Checking
 
 
 @dataclass(frozen=True, slots=True)

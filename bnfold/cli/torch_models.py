@@ -19,9 +19,9 @@ from .. import files
 from ..errors import UnreadableModel, UsageError
 from ..report.text import fold_table
 from .documents import result_dict
-from .folding import Checking, Selection, Writing
 from .options import destination
 from .output import Console, width
+from .settings import Checking, Selection, Writing
 
 if TYPE_CHECKING:
     from ..pytorch import ProgramFold

@@ -63,7 +63,8 @@ def refold(
 ) -> int:
     """Refresh the `source` of a folded `model` and fold it to `target` as it was folded before, sidecar and all."""
     from ..stats import refresh
-    from .folding import Checking, Selection, Writing, run
+    from .folding import run
+    from .settings import Checking, Selection, Writing
     from .stats import table
 
     selection = Selection.of(sidecar.read(model).options)
