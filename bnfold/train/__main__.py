@@ -25,7 +25,7 @@ from ..fold import fold
 from . import ranks, recipe
 from .digits import ARCHITECTURES, Architecture, Digits, load_digits
 from .exporting import export, outputs, quietly
-from .fit import default_refresh
+from .refresh import refresh
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -82,7 +82,7 @@ def _make(
     model, told = made.model, _Telling(name, architecture, data)
     told.step("trained", _torch(model, data))
     if not no_refresh and any("running_mean" in each for each in model.state_dict()):
-        default_refresh()(model, recipe.Plain(architecture, data.train_images, data.train_labels), device=device)
+        refresh(model, recipe.Plain(architecture, data.train_images, data.train_labels), device=device)
         told.step("refreshed", _torch(model, data))
     if ranks.rank():
         return

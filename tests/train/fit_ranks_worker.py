@@ -12,7 +12,7 @@ from torch import nn
 
 from bnfold.errors import BnfoldError
 from bnfold.train import ranks
-from bnfold.train.fit import fit
+from bnfold.train.fitting import fit
 
 
 def data(rank: int, world: int, how: str) -> list[Any]:

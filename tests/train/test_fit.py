@@ -14,7 +14,8 @@ from torch import Tensor, nn  # noqa: E402 - without torch the tests skip before
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
 from bnfold.errors import UnreadableModel, UnwritableOutput, UsageError  # noqa: E402
-from bnfold.train.fit import TrainingFailed, fit  # noqa: E402
+from bnfold.train import fit  # noqa: E402
+from bnfold.train.stepping import TrainingFailed  # noqa: E402
 
 
 def blobs(count: int = 96, seed: int = 0) -> TensorDataset:
