@@ -115,8 +115,11 @@ def judged(found: Measured, most: float | None) -> tuple[str, str, int]:
 
 def table(found: Measured) -> Iterator[str]:
     """A line for each layer, the worst first, and one for each that was not measured."""
-    rows = [("drift", "± noise", "mean off by", "variance ×", "values", "BatchNormalization")]
-    rows += [_row(layer) for layer in sorted(found.layers, key=lambda each: -each.drift)]
+    layers = sorted(found.layers, key=lambda each: (-each.drift, -(each.output or 0)))
+    tried = any(layer.output is not None for layer in layers)
+    effect = ("output ±", *(("flips",) if any(layer.flips is not None for layer in layers) else ())) if tried else ()
+    rows = [("drift", "± noise", "mean off by", "variance ×", *effect, "values", "BatchNormalization")]
+    rows += [_row(layer, len(effect)) for layer in layers]
     if len(rows) > 1:
         wide = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
         for row in rows:
@@ -126,11 +129,21 @@ def table(found: Measured) -> Iterator[str]:
         yield f"left    {each.node}: {each.why}"
 
 
-def _row(layer: Drift) -> tuple[str, ...]:
+def _row(layer: Drift, effects: int) -> tuple[str, ...]:
     low, high = layer.ratio
     noise = "?" if math.isnan(layer.noise) else f"{layer.noise:.2g}"
     name = f"{layer.node} ({layer.channels} channels, most in {layer.worst})"
-    return f"{layer.drift:.3g}", noise, f"{layer.shift:.2g}σ", f"{low:.3g} … {high:.3g}", str(layer.count), name
+    output = "" if layer.output is None else f"{layer.output:.2g}"
+    effect = (output, "" if layer.flips is None else f"{layer.flips:.1%}")[:effects]
+    return (
+        f"{layer.drift:.3g}",
+        noise,
+        f"{layer.shift:.2g}σ",
+        f"{low:.3g} … {high:.3g}",
+        *effect,
+        str(layer.count),
+        name,
+    )
 
 
 def _nothing(found: Measured) -> str:
@@ -188,5 +201,5 @@ def gate(model: Path, checking: Checking, most: float | None) -> Gate | None:
     from ..stats import drift
 
     measuring = Measuring(checking.inputs, checking.threads, checking.timeout, checking.custom_ops)
-    found = drift(model, measuring.inputs, **measuring.arguments())
+    found = drift(model, measuring.inputs, **measuring.arguments(), effects=False)
     return Gate(found, *judged(found, most))

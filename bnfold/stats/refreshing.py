@@ -22,6 +22,7 @@ from .moments import Moments
 from .samples import Source
 from .staleness import Drift, drift_of
 from .storing import Store
+from .swapping import swapped
 
 __all__ = ["Measured", "Refreshed", "drift", "refresh"]
 
@@ -79,11 +80,13 @@ def drift(
     threads: int | None = None,
     timeout: float | None = None,
     custom_ops: Sequence[str | os.PathLike[str]] = (),
+    effects: bool = True,
 ) -> Measured:
     """How far the stored statistics are from those of what the layers are fed, by the model as it is. One pass; changes
     nothing.
 
     model: a path or a ModelProto. inputs: .npz files, or mappings from input name to array; axis 0 is the samples.
+    effects: also find what each layer does to the model's output, on the first batches.
     threads: of the runtime; timeout: seconds for one run; custom_ops: libraries of operators.
     Raises UsageError for data that do not fit, UnreadableModel and its kin for the model.
     """
@@ -93,7 +96,10 @@ def drift(
         return Measured(source, (), tuple(left), 0)
     with bench(source, inputs, threads=threads, timeout=timeout, custom_ops=custom_ops) as on:
         moments = on.measure(layers)
-        return Measured(source, tuple(map(drift_of, layers, moments)), tuple(left), on.rows)
+        rows, drifts = on.rows, [drift_of(layer, each) for layer, each in zip(layers, moments, strict=True)]
+        if effects:
+            drifts = swapped(on, layers, moments, drifts)
+        return Measured(source, tuple(drifts), tuple(left), rows)
 
 
 def refresh(
