@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,11 @@ from .unfolding import refold, unfolded
 
 if TYPE_CHECKING:
     from ..stats import Drift, Measured
+    from ..stats.staleness import Figures
     from .folding import Checking
+
+NO_DATA = "--max-drift measures the statistics on data: give samples with --inputs."
+CURE = "nothing was written: measure them anew: bnfold stats refresh"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +36,15 @@ class Measuring:
     threads: int | None
     timeout: float | None
     custom_ops: tuple[Path, ...]
+    weights: Path | None = None
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict[str, "tuple[int, ...]"])
 
     def arguments(self) -> dict[str, Any]:
-        """As keyword arguments of `drift` and `refresh`."""
+        """As keyword arguments of `drift` and `refresh` of ONNX models."""
+        if self.weights is not None:
+            raise click.UsageError("--weights goes with package.module:factory as MODEL.")
+        if self.shapes:
+            raise click.UsageError("--shape is for PyTorch models; an ONNX file says what its inputs are.")
         return {"threads": self.threads, "timeout": self.timeout, "custom_ops": self.custom_ops}
 
 
@@ -56,7 +66,7 @@ def run_drift(model: Path, measuring: Measuring, most: float | None, console: Co
         found = drift(source or model, measuring.inputs, **measuring.arguments())
         _ = found.source.sha256  # its file may be a temporary one
     console.say("\n".join([*table(found), ""]))
-    word, sentence, code = judged(found, most)
+    word, sentence, code = judged(found, most, _nothing(found))
     return console.finish("stats drift", word, sentence, code, lambda: _parts(found, None))
 
 
@@ -82,23 +92,26 @@ def run_refresh(
                 raise_received()
                 written = stage.commit()
     console.say("\n".join([*table(made), ""]))
-    if not made.layers:
-        word, sentence = "NOTHING TO REFRESH", f"{_nothing(made)}; nothing was written."
-    else:
-        count, passes = len(made.layers), made.passes
-        word = "REFRESHED"
-        sentence = (
-            f"{count} BatchNormalization{'' if count == 1 else 's'} on {made.rows} rows in {passes} "
-            f"pass{'' if passes == 1 else 'es'}; wrote {written[0]}."
-        )
+    word, sentence = refreshed(made, made.passes, written, _nothing(made))
     return console.finish("stats refresh", word, sentence, 0, lambda: _parts(made, written))
 
 
-def judged(found: Measured, most: float | None) -> tuple[str, str, int]:
-    """The word, the sentence and the exit code of a drift that may be `most`."""
+def refreshed(made: Figures, passes: int, written: Sequence[Path], nothing: str) -> tuple[str, str]:
+    """The word and the sentence of a refresh."""
+    if not made.layers:
+        return "NOTHING TO REFRESH", f"{nothing}; nothing was written."
+    count = len(made.layers)
+    return "REFRESHED", (
+        f"{count} BatchNormalization{'' if count == 1 else 's'} on {made.rows} rows in {passes} "
+        f"pass{'' if passes == 1 else 'es'}; wrote {written[0]}."
+    )
+
+
+def judged(found: Figures, most: float | None, nothing: str) -> tuple[str, str, int]:
+    """The word, the sentence and the exit code of a drift that may be `most`. nothing: said where there is no layer."""
     worst = found.worst
     if worst is None:
-        return "NOTHING TO MEASURE", f"{_nothing(found)}.", 0
+        return "NOTHING TO MEASURE", f"{nothing}.", 0
     said = f"the largest drift is {worst.drift:.3g}, of {worst.node}"
     if most is None:
         return "MEASURED", f"{said} ({found.rows} rows).", 0
@@ -113,7 +126,7 @@ def judged(found: Measured, most: float | None) -> tuple[str, str, int]:
     return "FRESH", f"{said}: within {most:g} (--max-drift).", 0
 
 
-def table(found: Measured) -> Iterator[str]:
+def table(found: Figures) -> Iterator[str]:
     """A line for each layer, the worst first, and one for each that was not measured."""
     layers = sorted(found.layers, key=lambda each: (-each.drift, -(each.output or 0)))
     tried = any(layer.output is not None for layer in layers)
@@ -187,8 +200,7 @@ class Gate:
     def refused(self, console: Console) -> int:
         """The end of a fold that did not happen."""
         console.say("\n".join([*table(self.found), ""]))
-        cure = "measure them anew: bnfold stats refresh"
-        sentence = f"{self.sentence}; nothing was written: {cure}."
+        sentence = f"{self.sentence}; {CURE}."
         return console.finish("fold", self.word, sentence, self.code, lambda: _parts(self.found, None))
 
 
@@ -197,9 +209,9 @@ def gate(model: Path, checking: Checking, most: float | None) -> Gate | None:
     if most is None:
         return None
     if not checking.inputs:
-        raise UsageError("--max-drift measures the statistics on data: give samples with --inputs.")
+        raise UsageError(NO_DATA)
     from ..stats import drift
 
     measuring = Measuring(checking.inputs, checking.threads, checking.timeout, checking.custom_ops)
     found = drift(model, measuring.inputs, **measuring.arguments(), effects=False)
-    return Gate(found, *judged(found, most))
+    return Gate(found, *judged(found, most, _nothing(found)))

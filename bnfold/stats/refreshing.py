@@ -10,17 +10,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import onnx
 
 from .. import receipt
 from ..files import ModelFile, load, materialized, save
-from .layers import Left, found
+from .layers import found
 from .measuring import bench
 from .moments import Moments
 from .samples import Source
-from .staleness import Drift, drift_of
+from .staleness import Drift, Figures, drift_of
 from .storing import Store
 from .swapping import swapped
 
@@ -30,26 +29,10 @@ Model = str | os.PathLike[str] | onnx.ModelProto
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What `drift` found: the layers in the graph's order, what was not measured, and how many rows were fed."""
+class Measured(Figures):
+    """What `drift` found in the file `source`."""
 
     source: ModelFile = field(repr=False)
-    layers: tuple[Drift, ...]
-    left: tuple[Left, ...]
-    rows: int
-
-    @property
-    def worst(self) -> Drift | None:
-        """The layer whose statistics are furthest off, beyond what chance explains; None where there is no layer."""
-        return max(self.layers, key=lambda each: each.beyond_noise, default=None)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-safe values."""
-        return {
-            "rows": self.rows,
-            "layers": [layer.to_dict() for layer in self.layers],
-            "left": [{"node": each.node, "why": each.why} for each in self.left],
-        }
 
 
 @dataclass(frozen=True)
@@ -93,13 +76,13 @@ def drift(
     source = load(model)
     layers, left = found(source)
     if not layers:
-        return Measured(source, (), tuple(left), 0)
+        return Measured((), tuple(left), 0, source)
     with bench(source, inputs, threads=threads, timeout=timeout, custom_ops=custom_ops) as on:
         moments = on.measure(layers)
         rows, drifts = on.rows, [drift_of(layer, each) for layer, each in zip(layers, moments, strict=True)]
         if effects:
             drifts = swapped(on, layers, moments, drifts)
-        return Measured(source, tuple(drifts), tuple(left), rows)
+        return Measured(tuple(drifts), tuple(left), rows, source)
 
 
 def refresh(
@@ -121,7 +104,7 @@ def refresh(
     work = onnx.ModelProto()
     work.CopyFrom(source.model)
     if not layers:
-        return Refreshed(source, (), tuple(left), 0, work, 0, ())
+        return Refreshed((), tuple(left), 0, source, work, 0, ())
     measured: dict[int, Moments] = {}
     told: dict[int, Drift] = {}
     store = Store(work)
@@ -137,7 +120,7 @@ def refresh(
     receipt.without(work)  # it speaks of another file
     drifts = tuple(told[layer.index] for layer in layers)
     exact = tuple(measured[layer.index] for layer in layers)
-    return Refreshed(source, drifts, tuple(left), rows, work, len(levels), exact)
+    return Refreshed(drifts, tuple(left), rows, source, work, len(levels), exact)
 
 
 def replace_model(source: ModelFile, model: onnx.ModelProto) -> ModelFile:

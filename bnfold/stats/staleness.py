@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .layers import Layer
+from .layers import Layer, Left
 
-__all__ = ["Drift", "Measurement", "drift_of"]
+__all__ = ["Drift", "Figures", "Measurement", "drift_of"]
 
 Array = npt.NDArray[np.float64]
 
@@ -76,6 +76,28 @@ class Drift:
             "worst_channel": self.worst,
             "output_change": self.output,
             "flips": self.flips,
+        }
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The layers in the graph's order, what was not measured, and how many rows of axis 0 were fed."""
+
+    layers: tuple[Drift, ...]
+    left: tuple[Left, ...]
+    rows: int
+
+    @property
+    def worst(self) -> Drift | None:
+        """The layer whose statistics are furthest off, beyond what chance explains; None where there is no layer."""
+        return max(self.layers, key=lambda each: each.beyond_noise, default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe values."""
+        return {
+            "rows": self.rows,
+            "layers": [layer.to_dict() for layer in self.layers],
+            "left": [{"node": each.node, "why": each.why} for each in self.left],
         }
 
 

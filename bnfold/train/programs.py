@@ -97,10 +97,10 @@ def layered(program: ExportedProgram) -> Layered:
 def _operands(node: Node) -> tuple[Any, ...] | str:
     """Names of weight, bias, mean and variance (None: there is none), epsilon and whether the op gives three values."""
     a = arguments(node) or {}
-    if a.get("training", False):
-        return "it is in training mode"
     if a["running_mean"] is None or a["running_var"] is None:
         return "it keeps no statistics"
+    if a.get("training", False):
+        return "it is in training mode"
     names: list[str | None] = []
     for slot in ("weight", "bias", "running_mean", "running_var"):
         operand = a[slot]
@@ -132,7 +132,7 @@ def _replace(module: GraphModule, calls: list[tuple[Node, tuple[Any, ...]]]) -> 
     module.set_submodule(path, layer)
     for node, _ in calls:
         with module.graph.inserting_before(node):
-            call = module.graph.call_module(path, (node.all_input_nodes[0],))
+            call = module.graph.call_module(path, ((arguments(node) or {})["input"],))
         node.replace_all_uses_with(call)
         module.graph.erase_node(node)
     return path

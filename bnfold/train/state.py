@@ -90,10 +90,12 @@ class Buffers:
     def restore(self, layers: Mapping[str, BatchNorm] | None = None, *, all_but: bool = False) -> None:
         """Put back every buffer, or only those of `layers`, or with all_but only those of all other modules."""
         chosen = None if layers is None else set(map(id, layers.values()))
+        held = [(id(module), buffer) for module, _, buffer, _ in self.kept if buffer is not None]
+        theirs = {id(buffer) for module, buffer in held if chosen is not None and module in chosen}
         with torch.no_grad():
             for module, name, buffer, copy in self.kept:
-                if chosen is not None and (id(module) in chosen) == all_but:
-                    continue
+                if chosen is not None and (id(module) in chosen or id(buffer) in theirs) == all_but:
+                    continue  # a buffer that another module holds too is the layer's
                 module._buffers[name] = buffer  # pyright: ignore[reportPrivateUsage]
                 if buffer is not None and copy is not None and not same(buffer, copy):
                     buffer.copy_(copy)
