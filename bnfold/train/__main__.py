@@ -7,6 +7,7 @@ Under torchrun the same command trains with all processes, and rank 0 goes on al
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -56,6 +57,7 @@ def train() -> None:
 def digits(names: tuple[str, ...], out: Path | None, checkpoint: Path | None, timeout: float, **options: Any) -> None:
     """Train on the digits, refresh the statistics, export, fold and check, with the accuracy at each step."""
     torch.set_num_threads(1)  # sums in one order
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it torch refuses matrix products on a GPU
     torch.use_deterministic_algorithms(True)
     for folder in (out, checkpoint):
         if folder is not None:
