@@ -67,7 +67,7 @@ def run_drift(model: Path, measuring: Measuring, most: float | None, console: Co
         _ = found.source.sha256  # its file may be a temporary one
     console.say("\n".join([*table(found), ""]))
     word, sentence, code = judged(found, most, _nothing(found))
-    return console.finish("stats drift", word, sentence, code, lambda: _parts(found, None))
+    return console.finish("stats drift", word, sentence, code, lambda: parts_of(found, None))
 
 
 def run_refresh(
@@ -93,7 +93,7 @@ def run_refresh(
                 written = stage.commit()
     console.say("\n".join([*table(made), ""]))
     word, sentence = refreshed(made, made.passes, written, _nothing(made))
-    return console.finish("stats refresh", word, sentence, 0, lambda: _parts(made, written))
+    return console.finish("stats refresh", word, sentence, 0, lambda: parts_of(made, written))
 
 
 def refreshed(made: Figures, passes: int, written: Sequence[Path], nothing: str) -> tuple[str, str]:
@@ -166,7 +166,8 @@ def _nothing(found: Measured) -> str:
     return told
 
 
-def _parts(found: Measured, written: Sequence[Path] | None) -> dict[str, Any]:
+def parts_of(found: Measured, written: Sequence[Path] | None) -> dict[str, Any]:
+    """The JSON document's."""
     from .folding import source_dict
 
     model = found.source.model
@@ -201,7 +202,7 @@ class Gate:
         """The end of a fold that did not happen."""
         console.say("\n".join([*table(self.found), ""]))
         sentence = f"{self.sentence}; {CURE}."
-        return console.finish("fold", self.word, sentence, self.code, lambda: _parts(self.found, None))
+        return console.finish("fold", self.word, sentence, self.code, lambda: parts_of(self.found, None))
 
 
 def gate(model: Path, checking: Checking, most: float | None) -> Gate | None:

@@ -64,7 +64,7 @@ def refold(
     """Refresh the `source` of a folded `model` and fold it to `target` as it was folded before, sidecar and all."""
     from ..stats import refresh
     from .folding import Checking, Selection, Writing, run
-    from .stats import table
+    from .stats import parts_of, refreshed, table
 
     selection = Selection.of(sidecar.read(model).options)
     with console.progress(1) as step:
@@ -73,6 +73,9 @@ def refold(
         fresh = source.with_name(f"fresh.{source.name}")
         made.save(fresh)
     console.say("\n".join([*table(made), ""]))
+    if not made.layers:
+        word, sentence = refreshed(made, made.passes, (), f"{model}, before it was folded, held no BatchNormalization")
+        return console.finish("stats refresh", word, sentence, 0, lambda: parts_of(made, None))
     checking = Checking(
         True, measuring.threads, (), {}, 0, None, timeout=measuring.timeout, custom_ops=measuring.custom_ops
     )

@@ -15,6 +15,7 @@ import onnx
 
 from .. import receipt
 from ..files import ModelFile, load, materialized, save
+from ..functions import inlined
 from .layers import found
 from .measuring import bench
 from .moments import Moments
@@ -73,7 +74,7 @@ def drift(
     threads: of the runtime; timeout: seconds for one run; custom_ops: libraries of operators.
     Raises UsageError for data that do not fit, UnreadableModel and its kin for the model.
     """
-    source = load(model)
+    source = _opened(model)
     layers, left = found(source)
     if not layers:
         return Measured((), tuple(left), 0, source)
@@ -99,7 +100,7 @@ def refresh(
     Parameters that something else reads too get a copy of their own. Raises UsageError also where the statistics do
     not fit the type that they are stored in.
     """
-    source = load(model)
+    source = _opened(model)
     layers, left = found(source)
     work = onnx.ModelProto()
     work.CopyFrom(source.model)
@@ -121,6 +122,13 @@ def refresh(
     drifts = tuple(told[layer.index] for layer in layers)
     exact = tuple(measured[layer.index] for layer in layers)
     return Refreshed(drifts, tuple(left), rows, source, work, len(levels), exact)
+
+
+def _opened(model: Model) -> ModelFile:
+    """The model, with the functions inlined that hold a BatchNormalization: each call has statistics of its own."""
+    source = load(model)
+    flat = inlined(source.model) if source.model.functions else None
+    return source if flat is None else replace_model(source, flat)
 
 
 def replace_model(source: ModelFile, model: onnx.ModelProto) -> ModelFile:
