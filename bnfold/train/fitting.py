@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,10 +90,10 @@ def fit(
     loop = Loop(model, loss or _loss, optimizer, rate, weight_decay, steps * epochs, amp, clip, place)
     renew: Any = refresh if _has_statistics(model) else None
     if renew == "auto":
-        renew = refreshed
+        renew = partial(refreshed, device=place)
     done = Fitted(model)
-    if path is not None and path.exists() and resume:
-        done.epochs += loop.restore(checkpointing.load(path, place), epochs, path)
+    if path is not None and resume and _is_there(path, place):
+        done.epochs += loop.restore(checkpointing.load(path, place, loader), epochs, path)
     with ranks.expecting_all(), _bar(epochs * steps, len(done.epochs) * steps, label) as tick:
         for number in range(len(done.epochs), epochs):
             mean, rate_now = loop.epoch(loader, accumulate, number, tick), loop.rate
@@ -103,7 +104,7 @@ def fit(
             value = None if validation is None else loop.validate(validation, score or _score)
             done.epochs.append(Epoch(number + 1, mean, rate_now, value))
             if path is not None:
-                checkpointing.save(path, loop.state(done.epochs, epochs))
+                checkpointing.save(path, loop.state(done.epochs, epochs), loader)
     model.eval()
     return done
 
@@ -119,6 +120,16 @@ def _steps(loader: Iterable[Any], epochs: int, accumulate: int, amp: str | None)
     if not len(loader):
         raise UsageError("The loader is empty: there is nothing to train on.")
     return -(-len(loader) // accumulate)
+
+
+def _is_there(path: Path, place: torch.device) -> bool:
+    """Whether there is a checkpoint; all ranks have to see the same, or they would train different epochs."""
+    own = int(path.exists())
+    with ranks.expecting_all():
+        least, most = ranks.least(own, place), -ranks.least(-own, place)
+    if least != most:
+        raise UsageError(f"The checkpoint {path} is there for some ranks only: give a path that all of them see.")
+    return bool(own)
 
 
 def _place(model: nn.Module) -> torch.device:

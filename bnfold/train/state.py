@@ -132,15 +132,18 @@ class NotFitting(UsageError):
     """A statistic is beyond the range of the buffer's type."""
 
 
+def generators(loader: object) -> list[torch.Generator]:
+    """Those that a loader or its samplers draw from, each once."""
+    owners = (loader, *(getattr(loader, name, None) for name in ("sampler", "batch_sampler")))
+    found = [getattr(owner, "generator", None) for owner in owners]
+    return list({id(each): each for each in found if isinstance(each, torch.Generator)}.values())
+
+
 class RandomState:
     """The state of every generator that a loader or a model may draw from; restore() to it any number of times."""
 
     def __init__(self, loader: Any = None) -> None:
-        self.generators = [
-            (generator, generator.get_state())
-            for owner in (loader, *(getattr(loader, name, None) for name in ("sampler", "batch_sampler")))
-            if isinstance(generator := getattr(owner, "generator", None), torch.Generator)
-        ]
+        self.generators = [(generator, generator.get_state()) for generator in generators(loader)]
         self.torch = torch.get_rng_state()
         self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
         self.python = random.getstate()
