@@ -12,11 +12,15 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import click
 
 T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}  # Student's t, n runs
+
+
+Way = Literal["torch update_bn", "pooled", "algorithm2", "sequential"]
+WAYS: tuple[Way, ...] = get_args(Way)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -38,12 +42,12 @@ def chain(echo: Callable[[str], None]) -> None:
     torch.manual_seed(0)
     x = torch.randn(64, 16, dtype=torch.float64)
     echo("20 BNs in a chain at batch 64: scale of the output, 1 if every BN normalizes what it is given")
-    for name in ("torch update_bn", "pooled", "algorithm2", "sequential"):
+    for name in WAYS:
         net = nn.Sequential(*(nn.BatchNorm1d(16, eps=1e-12) for _ in range(20))).double()
         if name == "torch update_bn":
             update_bn([x], net)
         else:
-            train.refresh(net, [x], name)  # type: ignore[arg-type]
+            train.refresh(net, [x], name)
         with torch.no_grad():
             first = net[0].eval()(x).std(0, correction=0)
             factor = (first / net.eval()(x).std(0, correction=0)).mean()
@@ -85,7 +89,7 @@ def digits(echo: Callable[[str], None], batch: int, seeds: int, epochs: int) -> 
 
     from bnfold import train
 
-    names = ("EMA as trained", "torch update_bn", "pooled", "algorithm2", "sequential")
+    names: tuple[Way | Literal["EMA as trained"], ...] = ("EMA as trained", *WAYS)
     accuracy: dict[str, list[float]] = {name: [] for name in names}
     residual: dict[str, list[float]] = {name: [] for name in names}
     for seed in range(seeds):
@@ -96,7 +100,7 @@ def digits(echo: Callable[[str], None], batch: int, seeds: int, epochs: int) -> 
             if name == "torch update_bn":
                 update_bn(batches, model)
             elif name != "EMA as trained":
-                train.refresh(model, batches, name)  # type: ignore[arg-type]
+                train.refresh(model, batches, name)
             with torch.no_grad():
                 accuracy[name].append(100 * float((model.eval()(images).argmax(1) == labels).double().mean()))
             residual[name].append(train.drift(model, whole, max_passes=1).residual)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train the networks of bnfold.train.digits and export them as they are used here: with their BNs still in the graph.
+"""Train the networks of bnfold.train.networks and export them as they are used here: with their BNs still in the graph.
 
     python models/train.py                   all of them, into models/
     python models/train.py mlp lstm --out DIRECTORY

@@ -62,12 +62,7 @@ def bnfold() -> None:
 @bnfold.command("fold")
 @shared.model()
 @shared.output("folded")
-@click.option(
-    "--weights",
-    type=shared.FILE,
-    metavar="FILE",
-    help="With package.module:factory as MODEL: the state dict of the PyTorch module that the factory makes.",
-)
+@shared.weights
 @shared.force
 @shared.in_place
 @click.option("--dry-run", is_flag=True, help="Fold and check, but write nothing.")
@@ -256,10 +251,13 @@ def stats() -> None:
 def stats_drift(model: Path, max_drift: float | None, **others: Any) -> int:
     """How far the stored statistics of MODEL are from those of what its BatchNormalizations are fed. Writes nothing."""
     from .stats import Measuring, run_drift
+    from .torch_models import is_torch
+    from .torch_stats import run_torch_drift
 
     console = _console(others)
+    run = run_torch_drift if is_torch(model) else run_drift
     with console.reporting():
-        return run_drift(model, chosen(Measuring, others), max_drift, console)
+        return run(model, chosen(Measuring, others), max_drift, console)
 
 
 @stats.command("refresh")
@@ -273,12 +271,17 @@ def stats_refresh(model: Path, output: Path | None, force: bool, in_place: bool,
     """Give the BatchNormalizations of MODEL the mean and variance of the data, layer after layer."""
     from .options import destination
     from .stats import Measuring, run_refresh
+    from .torch_models import is_torch
+    from .torch_stats import run_torch_refresh
 
     console = _console(others)
+    measuring = chosen(Measuring, others)
     with console.reporting():
+        if is_torch(model):
+            return run_torch_refresh(model, measuring, output, console, force=force, in_place=in_place)
         target = destination(model, output, in_place=in_place, dry_run=False, force=force, made="refreshed")
         assert target is not None, "only a dry run has none"
-        return run_refresh(model, chosen(Measuring, others), target, force=force, in_place=in_place, console=console)
+        return run_refresh(model, measuring, target, force=force, in_place=in_place, console=console)
 
 
 @bnfold.command("hook")

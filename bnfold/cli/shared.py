@@ -149,7 +149,23 @@ how_to_check = _options(
     timeout,
     custom_ops,
 )
+weights = click.option(
+    "--weights",
+    type=FILE,
+    metavar="FILE",
+    help="With package.module:factory as MODEL: the state dict of the PyTorch module that the factory makes.",
+)
 how_to_measure = _options(
+    weights,
+    click.option(
+        "--shape",
+        "shapes",
+        callback=shapes,
+        multiple=True,
+        metavar="NAME:SIZES",
+        help="With package.module:factory as MODEL: the shape in which an input is fed, as in x:8,3,32,32; repeatable. "
+        "Default: any number of rows.",
+    ),
     click.option(
         "--inputs",
         type=FILE,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,11 @@ from .unfolding import refold, unfolded
 
 if TYPE_CHECKING:
     from ..stats import Drift, Measured
+    from ..stats.staleness import Figures
     from .settings import Checking
+
+NO_DATA = "--max-drift measures the statistics on data: give samples with --inputs."
+CURE = "nothing was written: measure them anew: bnfold stats refresh"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +35,15 @@ class Measuring:
     threads: int | None
     timeout: float | None
     custom_ops: tuple[Path, ...]
+    weights: Path | None = None
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict[str, "tuple[int, ...]"])
 
     def arguments(self) -> dict[str, Any]:
-        """As keyword arguments of `drift` and `refresh`."""
+        """As keyword arguments of `drift` and `refresh` of ONNX models."""
+        if self.weights is not None:
+            raise UsageError("--weights goes with package.module:factory as MODEL.")
+        if self.shapes:
+            raise UsageError("--shape is for PyTorch models; an ONNX file says what its inputs are.")
         return {"threads": self.threads, "timeout": self.timeout, "custom_ops": self.custom_ops}
 
 
@@ -47,8 +57,8 @@ def run_drift(model: Path, measuring: Measuring, most: float | None, console: Co
         found = drift(source or model, measuring.inputs, **measuring.arguments())
         _ = found.source.sha256  # its file may be a temporary one
     console.say("\n".join([*table(found), ""]))
-    word, sentence, code = judged(found, most)
-    return console.finish("stats drift", word, sentence, code, lambda: _parts(found, []))
+    word, sentence, code = judged(found, most, _nothing(found))
+    return console.finish("stats drift", word, sentence, code, lambda: parts_of(found, []))
 
 
 def run_refresh(
@@ -73,23 +83,26 @@ def run_refresh(
                 raise_received()
                 written = stage.commit()
     console.say("\n".join([*table(made), ""]))
+    word, sentence = refreshed(made, made.passes, written, _nothing(made))
+    return console.finish("stats refresh", word, sentence, 0, lambda: parts_of(made, written))
+
+
+def refreshed(made: Figures, passes: int, written: Sequence[Path], nothing: str) -> tuple[str, str]:
+    """The word and the sentence of a refresh."""
     if not made.layers:
-        word, sentence = "NOTHING TO REFRESH", f"{_nothing(made)}; nothing was written."
-    else:
-        count, passes = len(made.layers), made.passes
-        word = "REFRESHED"
-        sentence = (
-            f"{count} BatchNormalization{'' if count == 1 else 's'} on {made.rows} rows in {passes} "
-            f"pass{'' if passes == 1 else 'es'}; wrote {written[0]}."
-        )
-    return console.finish("stats refresh", word, sentence, 0, lambda: _parts(made, written))
+        return "NOTHING TO REFRESH", f"{nothing}; nothing was written."
+    count = len(made.layers)
+    return "REFRESHED", (
+        f"{count} BatchNormalization{'' if count == 1 else 's'} on {made.rows} rows in {passes} "
+        f"pass{'' if passes == 1 else 'es'}; wrote {written[0]}."
+    )
 
 
-def judged(found: Measured, most: float | None) -> tuple[str, str, int]:
-    """The word, the sentence and the exit code of a drift that may be `most`."""
+def judged(found: Figures, most: float | None, nothing: str) -> tuple[str, str, int]:
+    """The word, the sentence and the exit code of a drift that may be `most`. nothing: said where there is no layer."""
     worst = found.worst
     if worst is None:
-        return "NOTHING TO MEASURE", f"{_nothing(found)}.", 0
+        return "NOTHING TO MEASURE", f"{nothing}.", 0
     said = f"the largest drift is {worst.drift:.3g}, of {worst.node}"
     if most is None:
         return "MEASURED", f"{said} ({found.rows} rows).", 0
@@ -104,10 +117,13 @@ def judged(found: Measured, most: float | None) -> tuple[str, str, int]:
     return "FRESH", f"{said}: within {most:g} (--max-drift).", 0
 
 
-def table(found: Measured) -> Iterator[str]:
+def table(found: Figures) -> Iterator[str]:
     """A line for each layer, the worst first, and one for each that was not measured."""
-    rows = [("drift", "± noise", "mean off by", "variance ×", "values", "BatchNormalization")]
-    rows += [_row(layer) for layer in sorted(found.layers, key=lambda each: -each.drift)]
+    layers = sorted(found.layers, key=lambda each: (-each.drift, -(each.output or 0)))
+    tried = any(layer.output is not None for layer in layers)
+    effect = ("output ±", *(("flips",) if any(layer.flips is not None for layer in layers) else ())) if tried else ()
+    rows = [("drift", "± noise", "mean off by", "variance ×", *effect, "values", "BatchNormalization")]
+    rows += [_row(layer, len(effect)) for layer in layers]
     if len(rows) > 1:
         wide = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
         for row in rows:
@@ -117,11 +133,21 @@ def table(found: Measured) -> Iterator[str]:
         yield f"left    {each.node}: {each.why}"
 
 
-def _row(layer: Drift) -> tuple[str, ...]:
+def _row(layer: Drift, effects: int) -> tuple[str, ...]:
     low, high = layer.ratio
     noise = "?" if math.isnan(layer.noise) else f"{layer.noise:.2g}"
     name = f"{layer.node} ({layer.channels} channels, most in {layer.worst})"
-    return f"{layer.drift:.3g}", noise, f"{layer.shift:.2g}σ", f"{low:.3g} … {high:.3g}", str(layer.count), name
+    output = "" if layer.output is None else f"{layer.output:.2g}"
+    effect = (output, "" if layer.flips is None else f"{layer.flips:.1%}")[:effects]
+    return (
+        f"{layer.drift:.3g}",
+        noise,
+        f"{layer.shift:.2g}σ",
+        f"{low:.3g} … {high:.3g}",
+        *effect,
+        str(layer.count),
+        name,
+    )
 
 
 def _nothing(found: Measured) -> str:
@@ -131,7 +157,8 @@ def _nothing(found: Measured) -> str:
     return told
 
 
-def _parts(found: Measured, written: Sequence[Path]) -> dict[str, Any]:
+def parts_of(found: Measured, written: Sequence[Path]) -> dict[str, Any]:
+    """The JSON document's."""
     model = found.source.model
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
     nodes = len(model.graph.node)
@@ -155,9 +182,8 @@ class Gate:
     def refused(self, console: Console) -> int:
         """The end of a fold that did not happen."""
         console.say("\n".join([*table(self.found), ""]))
-        cure = "measure them anew: bnfold stats refresh"
-        sentence = f"{self.sentence}; nothing was written: {cure}."
-        return console.finish("fold", self.word, sentence, self.code, lambda: _parts(self.found, []))
+        sentence = f"{self.sentence}; {CURE}."
+        return console.finish("fold", self.word, sentence, self.code, lambda: parts_of(self.found, []))
 
 
 def gate(model: Path, checking: Checking, most: float | None) -> Gate | None:
@@ -165,9 +191,9 @@ def gate(model: Path, checking: Checking, most: float | None) -> Gate | None:
     if most is None:
         return None
     if not checking.inputs:
-        raise UsageError("--max-drift measures the statistics on data: give samples with --inputs.")
+        raise UsageError(NO_DATA)
     from ..stats import drift
 
     measuring = Measuring(checking.inputs, checking.threads, checking.timeout, checking.custom_ops)
-    found = drift(model, measuring.inputs, **measuring.arguments())
-    return Gate(found, *judged(found, most))
+    found = drift(model, measuring.inputs, **measuring.arguments(), effects=False)
+    return Gate(found, *judged(found, most, _nothing(found)))

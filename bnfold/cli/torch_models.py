@@ -11,6 +11,7 @@ import importlib
 import inspect
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,12 @@ def run_torch(
         from ..pytorch import fold_exported
     except ImportError as error:
         raise UsageError("PyTorch models need torch: pip install 'bnfold[torch]'.") from error
-    program = _loaded(model) if archive else _made(str(model), weights, checking)
+    from .torch_stats import gate
+
+    drift = gate(model, weights, checking, writing.max_drift)
+    if drift is not None and drift.code:
+        return drift.refused(console)
+    program = load_program(model) if archive else _made(str(model), weights, checking)
     result = fold_exported(program, skip=selection.skip, only=selection.only)
     check = (
         result.check(samples=checking.samples or 3, seed=checking.seed, tf32=checking.tf32) if checking.wanted else None
@@ -62,6 +68,8 @@ def run_torch(
     if check is not None:
         console.say("\n" + "\n".join(str(check).splitlines()[:-1]))
     console.say("")
+    if drift is not None:
+        console.say(f"note: Statistics {drift.word.lower()}: {drift.sentence}\n")
     accepted = writing.accepts(check)
     written: list[Path] = []
     distance = ""
@@ -88,20 +96,23 @@ def run_torch(
             "result": result_dict(written, 0, result.report.nodes_after),
             **result.report.to_dict(),
             "check": None if check is None else check.to_dict(),
+            **({} if drift is None else {"statistics": drift.found.to_dict()}),
         },
     )
 
 
 def _only_what_applies(selection: Selection, checking: Checking, writing: Writing) -> None:
     given = [f.name for f in fields(Selection) if f.name not in ("skip", "only") and getattr(selection, f.name)]
-    given += [f.name for f in fields(Checking) if f.name not in _USED and getattr(checking, f.name)]
+    used = _USED if writing.max_drift is None else {*_USED, "inputs", "threads"}
+    given += [f.name for f in fields(Checking) if f.name not in used and getattr(checking, f.name)]
+    given += [name for name in ("rescue", "keep_statistics") if getattr(writing, name)]
     if given:
         raise UsageError(f"--{given[0].replace('_', '-')} is for ONNX models; a PyTorch model knows no such thing.")
     if writing.in_place:
         raise UsageError("A PyTorch model is not replaced in place: give --output.")
 
 
-def _loaded(model: Path) -> Any:
+def load_program(model: Path) -> Any:
     import torch
 
     if not model.is_file():
@@ -115,9 +126,13 @@ def _loaded(model: Path) -> Any:
 
 def _made(name: str, weights: Path | None, checking: Checking) -> Any:
     """The program of the module that a factory makes, with these weights, in eval mode."""
+    return exported(name, module_of(name, weights), checking.shapes, checking.seed)
+
+
+def module_of(name: str, weights: Path | None) -> Any:
+    """The module that a factory makes, with these weights, in eval mode."""
     import torch
 
-    from ..errors import UnsupportedModel
     from ..pytorch.state import load_weights
     from ..pytorch.trace import require_foldable, sentence, unwrapped
 
@@ -132,14 +147,24 @@ def _made(name: str, weights: Path | None, checking: Checking) -> Any:
     if weights is not None:
         load_weights(module, weights)
     require_foldable(module)
+    return module
+
+
+def exported(name: str, module: Any, shapes: Mapping[str, tuple[int, ...]], seed: int) -> Any:
+    """The program of a module, exported with noise of these shapes as its arguments."""
+    import torch
+
+    from ..errors import UnsupportedModel
+    from ..pytorch.trace import sentence
+
     parameters = inspect.signature(module.forward).parameters
     needed = [
         p.name
         for p in parameters.values()
         if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     ]
-    strange = [each for each in checking.shapes if each not in parameters]
-    missing = [each for each in needed if each not in checking.shapes]
+    strange = [each for each in shapes if each not in parameters]
+    missing = [each for each in needed if each not in shapes]
     if strange or missing:
         example = (missing or [*parameters, "x"])[0]
         raise UsageError(
@@ -147,8 +172,8 @@ def _made(name: str, weights: Path | None, checking: Checking) -> Any:
             "and the like for each of them."
         )
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-    random = torch.Generator().manual_seed(checking.seed)
-    given = {each: torch.randn(*sizes, generator=random).to(dtype) for each, sizes in checking.shapes.items()}
+    random = torch.Generator().manual_seed(seed)
+    given = {each: torch.randn(*sizes, generator=random).to(dtype) for each, sizes in shapes.items()}
     try:
         return torch.export.export(module, (), given, strict=False)
     except Exception as error:  # as in trace.py

@@ -65,7 +65,7 @@ def refold(
     from ..stats import refresh
     from .folding import run
     from .settings import Checking, Selection, Writing
-    from .stats import table
+    from .stats import parts_of, refreshed, table
 
     selection = Selection.of(sidecar.read(model).options)
     with console.progress(1) as step:
@@ -74,6 +74,9 @@ def refold(
         fresh = source.with_name(f"fresh.{source.name}")
         made.save(fresh)
     console.say("\n".join([*table(made), ""]))
+    if not made.layers:
+        word, sentence = refreshed(made, made.passes, (), f"{model}, before it was folded, held no BatchNormalization")
+        return console.finish("stats refresh", word, sentence, 0, lambda: parts_of(made, []))
     checking = Checking(
         True, measuring.threads, (), {}, 0, None, timeout=measuring.timeout, custom_ops=measuring.custom_ops
     )

@@ -6,8 +6,9 @@ Optimisations are disabled, so that each value is the one that the graph names; 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from .samples import Source, batches
 __all__ = ["Bench", "bench"]
 
 Array = npt.NDArray[Any]
+Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 
 class Bench:
@@ -39,6 +41,11 @@ class Bench:
             raise UnsupportedModel(f"The statistics cannot be measured: {why.sentence}.") from why
         self.rows = 0  # of axis 0 that the last pass was fed
         self._passes = 0
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The model as it stands now; not to be modified."""
+        return self._source.model
 
     def measure(self, layers: Sequence[Layer]) -> list[Moments]:
         """The moments of what each layer is fed, by the model as it stands now, over all the data. Raises UsageError
@@ -65,11 +72,24 @@ class Bench:
             for batch in batches(self._inputs, self._wanted):
                 yield self._counted(batch.feeds), batch.at
             return
+        with self._loaded(cut):
+            for batch in batches(self._inputs, self._wanted):
+                yield {**self._counted(batch.feeds), **self._provider.run(batch.feeds)}, batch.at
+
+    def runs(
+        self, model: onnx.ModelProto, limit: int
+    ) -> Iterator[Callable[[Mapping[str, Array]], Mapping[str, Array]]]:
+        """For each of the first `limit` batches a function that runs `model` on it; its argument is fed too."""
+        with self._loaded(model):
+            for batch in islice(batches(self._inputs, self._wanted), limit):
+                yield lambda more, feeds=batch.feeds: self._provider.run({**feeds, **more})
+
+    @contextmanager
+    def _loaded(self, model: onnx.ModelProto) -> Generator[None]:
         self._passes += 1
-        files = save(cut, self._provider.folder / f"pass{self._passes}.onnx", directory=self._source.directory)
+        files = save(model, self._provider.folder / f"pass{self._passes}.onnx", directory=self._source.directory)
         self._provider.load(files[0], optimization="disabled")
-        for batch in batches(self._inputs, self._wanted):
-            yield {**self._counted(batch.feeds), **self._provider.run(batch.feeds)}, batch.at
+        yield
         for file in files:
             file.unlink(missing_ok=True)
 

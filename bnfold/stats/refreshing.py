@@ -10,18 +10,19 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import onnx
 
 from .. import receipt
 from ..files import ModelFile, load, materialized, save
-from .layers import Left, found
+from ..functions import inlined
+from .layers import found
 from .measuring import bench
 from .moments import Moments
 from .samples import Source
-from .staleness import Drift, drift_of
+from .staleness import Drift, Figures, drift_of
 from .storing import Store
+from .swapping import swapped
 
 __all__ = ["Measured", "Refreshed", "drift", "refresh"]
 
@@ -29,26 +30,10 @@ Model = str | os.PathLike[str] | onnx.ModelProto
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What `drift` found: the layers in the graph's order, what was not measured, and how many rows were fed."""
+class Measured(Figures):
+    """What `drift` found in the file `source`."""
 
     source: ModelFile = field(repr=False)
-    layers: tuple[Drift, ...]
-    left: tuple[Left, ...]
-    rows: int
-
-    @property
-    def worst(self) -> Drift | None:
-        """The layer whose statistics are furthest off, beyond what chance explains; None where there is no layer."""
-        return max(self.layers, key=lambda each: each.beyond_noise, default=None)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-safe values."""
-        return {
-            "rows": self.rows,
-            "layers": [layer.to_dict() for layer in self.layers],
-            "left": [{"node": each.node, "why": each.why} for each in self.left],
-        }
 
 
 @dataclass(frozen=True)
@@ -79,21 +64,26 @@ def drift(
     threads: int | None = None,
     timeout: float | None = None,
     custom_ops: Sequence[str | os.PathLike[str]] = (),
+    effects: bool = True,
 ) -> Measured:
     """How far the stored statistics are from those of what the layers are fed, by the model as it is. One pass; changes
     nothing.
 
     model: a path or a ModelProto. inputs: .npz files, or mappings from input name to array; axis 0 is the samples.
+    effects: also find what each layer does to the model's output, on the first batches.
     threads: of the runtime; timeout: seconds for one run; custom_ops: libraries of operators.
     Raises UsageError for data that do not fit, UnreadableModel and its kin for the model.
     """
-    source = load(model)
+    source = _opened(model)
     layers, left = found(source)
     if not layers:
-        return Measured(source, (), tuple(left), 0)
+        return Measured((), tuple(left), 0, source)
     with bench(source, inputs, threads=threads, timeout=timeout, custom_ops=custom_ops) as on:
         moments = on.measure(layers)
-        return Measured(source, tuple(map(drift_of, layers, moments)), tuple(left), on.rows)
+        rows, drifts = on.rows, [drift_of(layer, each) for layer, each in zip(layers, moments, strict=True)]
+        if effects:
+            drifts = swapped(on, layers, moments, drifts)
+        return Measured(tuple(drifts), tuple(left), rows, source)
 
 
 def refresh(
@@ -110,12 +100,12 @@ def refresh(
     Parameters that something else reads too get a copy of their own. Raises UsageError also where the statistics do
     not fit the type that they are stored in.
     """
-    source = load(model)
+    source = _opened(model)
     layers, left = found(source)
     work = onnx.ModelProto()
     work.CopyFrom(source.model)
     if not layers:
-        return Refreshed(source, (), tuple(left), 0, work, 0, ())
+        return Refreshed((), tuple(left), 0, source, work, 0, ())
     measured: dict[int, Moments] = {}
     told: dict[int, Drift] = {}
     store = Store(work)
@@ -131,7 +121,14 @@ def refresh(
     receipt.without(work)  # it speaks of another file
     drifts = tuple(told[layer.index] for layer in layers)
     exact = tuple(measured[layer.index] for layer in layers)
-    return Refreshed(source, drifts, tuple(left), rows, work, len(levels), exact)
+    return Refreshed(drifts, tuple(left), rows, source, work, len(levels), exact)
+
+
+def _opened(model: Model) -> ModelFile:
+    """The model, with the functions inlined that hold a BatchNormalization: each call has statistics of its own."""
+    source = load(model)
+    flat = inlined(source.model) if source.model.functions else None
+    return source if flat is None else replace_model(source, flat)
 
 
 def replace_model(source: ModelFile, model: onnx.ModelProto) -> ModelFile:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -20,7 +20,7 @@ from ..check.given import ROWS, samples_of
 from ..check.sizes import GraphInput
 from ..errors import UsageError
 
-__all__ = ["Batch", "Source", "batches"]
+__all__ = ["Batch", "Source", "batches", "shapes_in"]
 
 Array = npt.NDArray[Any]
 Source = str | os.PathLike[str] | Mapping[str, Array]
@@ -38,6 +38,7 @@ class _Rows(Protocol):
     """An array that gives its rows one slice after the other."""
 
     shape: tuple[int, ...]
+    dtype: np.dtype[Any]
 
     def take(self, count: int) -> Array: ...
 
@@ -49,17 +50,33 @@ def batches(sources: Sequence[Source], inputs: Sequence[GraphInput]) -> Iterator
             held = {name: _Held(np.asarray(value)) for name, value in source.items()}
             yield from _cut("The inputs given", held, inputs)
             continue
-        path = Path(source)
-        with ExitStack() as stack:
-            try:
-                members = _opened(path, stack)
-            except OSError as error:
-                raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from error
-            except UsageError:
-                raise
-            except Exception as error:  # a damaged archive makes zipfile and numpy raise whatever comes to their mind
-                raise UsageError(f"{path} is not an .npz file of plain arrays; make one with numpy.savez.") from error
-            yield from _cut(str(path), members, inputs)
+        with _reading(Path(source)) as members:
+            yield from _cut(str(source), members, inputs)
+
+
+@contextmanager
+def _reading(path: Path) -> Generator[dict[str, _Rows]]:
+    """The arrays of an archive, open while the block lasts."""
+    with ExitStack() as stack:
+        try:
+            members = _opened(path, stack)
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from error
+        except UsageError:
+            raise
+        except Exception as error:  # a damaged archive makes zipfile and numpy raise whatever comes to their mind
+            raise UsageError(f"{path} is not an .npz file of plain arrays; make one with numpy.savez.") from error
+        yield members
+
+
+def shapes_in(sources: Sequence[Source]) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Shape and type of each array of the first source, by name. Raises UsageError as `batches` does."""
+    for source in sources:
+        if isinstance(source, Mapping):
+            return {name: (np.shape(value), np.asarray(value).dtype) for name, value in source.items()}
+        with _reading(Path(source)) as members:
+            return {name: (rows.shape, rows.dtype) for name, rows in members.items()}
+    return {}
 
 
 def _cut(title: str, arrays: Mapping[str, _Rows], inputs: Sequence[GraphInput]) -> Iterator[Batch]:
@@ -104,7 +121,7 @@ class _Held:
     """An array in memory."""
 
     def __init__(self, array: Array) -> None:
-        self.shape = array.shape
+        self.shape, self.dtype = array.shape, array.dtype
         self._array, self._at = array, 0
 
     def take(self, count: int) -> Array:
@@ -118,15 +135,15 @@ class _Member:
     """An array of an archive, read as it is asked for."""
 
     def __init__(self, title: str, file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self.shape = shape
-        self._title, self._file, self._dtype = title, file, dtype
+        self.shape, self.dtype = shape, dtype
+        self._title, self._file = title, file
         self._left = shape[0] if shape else 1
 
     def take(self, count: int) -> Array:
         count = min(count, self._left)
         self._left -= count
         shape = (count, *self.shape[1:]) if self.shape else ()
-        length = int(np.prod(shape, dtype=object)) * self._dtype.itemsize
+        length = int(np.prod(shape, dtype=object)) * self.dtype.itemsize
         try:
             data = self._file.read(length)
         except (OSError, EOFError, zipfile.BadZipFile, ValueError) as error:
@@ -135,7 +152,7 @@ class _Member:
             raise UsageError(f"{self._title} is damaged: {error}.") from error
         if len(data) != length:
             raise UsageError(f"{self._title} is cut short.")
-        return np.frombuffer(data, self._dtype).reshape(shape)
+        return np.frombuffer(data, self.dtype).reshape(shape)
 
 
 def _opened(path: Path, stack: ExitStack) -> dict[str, _Rows]:

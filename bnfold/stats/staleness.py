@@ -8,17 +8,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from .layers import Layer
-from .moments import Moments
+from .layers import Layer, Left
 
-__all__ = ["Drift", "drift_of"]
+__all__ = ["Drift", "Figures", "Measurement", "drift_of"]
 
 Array = npt.NDArray[np.float64]
+
+
+class Measurement(Protocol):
+    """Values a channel, their mean and biased variance, and the standard errors of these two; see `Moments`."""
+
+    @property
+    def count(self) -> int: ...
+    @property
+    def mean(self) -> Array: ...
+    @property
+    def variance(self) -> Array: ...
+    def errors(self) -> tuple[Array, Array]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +39,9 @@ class Drift:
     count: values a channel. shift: |mean - stored| in stored sigmas, the largest of the channels and their median.
     ratio: measured over stored variance (epsilon included), the least and the largest. drift, noise: see the module;
     noise is what the sample's size alone adds to it, NaN where one batch was all there was. worst: the channel that
-    adds most to the drift.
+    adds most to the drift. output, flips: by how much the model's output changes when this layer alone gets the
+    measured statistics (root of the mean square), and the share of predictions (argmax over axis 1) that this changes;
+    None where that was not tried, or there is no such output.
     """
 
     node: str
@@ -40,6 +53,8 @@ class Drift:
     drift: float
     noise: float
     worst: int
+    output: float | None = None
+    flips: float | None = None
 
     @property
     def beyond_noise(self) -> float:
@@ -59,6 +74,30 @@ class Drift:
             "drift": self.drift,
             "noise": self.noise,
             "worst_channel": self.worst,
+            "output_change": self.output,
+            "flips": self.flips,
+        }
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The layers in the graph's order, what was not measured, and how many rows of axis 0 were fed."""
+
+    layers: tuple[Drift, ...]
+    left: tuple[Left, ...]
+    rows: int
+
+    @property
+    def worst(self) -> Drift | None:
+        """The layer whose statistics are furthest off, beyond what chance explains; None where there is no layer."""
+        return max(self.layers, key=lambda each: each.beyond_noise, default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe values."""
+        return {
+            "rows": self.rows,
+            "layers": [layer.to_dict() for layer in self.layers],
+            "left": [{"node": each.node, "why": each.why} for each in self.left],
         }
 
 
@@ -71,7 +110,7 @@ def output_error(variance: Array, mean: Array, stored_variance: Array, stored_me
     return np.where(np.isfinite(error), error, np.inf)
 
 
-def drift_of(layer: Layer, moments: Moments) -> Drift:
+def drift_of(layer: Layer, moments: Measurement) -> Drift:
     """The drift of `layer` on what it was fed."""
     mean, variance, gamma = (each.reshape(-1) for each in (moments.mean, moments.variance, layer.gamma))
     stored_mean, stored = layer.mean.reshape(-1), layer.variance.reshape(-1)

@@ -2,9 +2,10 @@
 
     report = train.refresh(model, loader)     # population statistics from data, in place; report.undo()
     print(train.drift(model, loader))         # how wrong the stored ones are; changes nothing
+    train.fit(model, loader, epochs=30)       # a training loop that sees to them
 
-Needs torch (`pip install 'bnfold[torch]'`), which is imported when a name is first used. bnfold.train.digits has the
-networks of models/, and needs scikit-learn too.
+Needs torch (`pip install 'bnfold[torch]'`), which is imported when a name is first used. bnfold.train.digits has
+what models/ holds, of which the data need scikit-learn too.
 """
 
 import sys
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
     from .batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm, convert
     from .collect import collect
     from .drift import DriftReport, drift
+    from .fitting import Fitted, fit
     from .ledger import Ledger
+    from .loops import refresh_in
     from .refresh import RefreshReport, apply, refresh, update_bn
 
 _HOME = {
@@ -23,6 +26,7 @@ _HOME = {
     "BatchNorm2d": "batchnorm",
     "BatchNorm3d": "batchnorm",
     "DriftReport": "drift",
+    "Fitted": "fitting",
     "Ledger": "ledger",
     "RefreshReport": "refresh",
     "SyncBatchNorm": "batchnorm",
@@ -30,16 +34,19 @@ _HOME = {
     "collect": "collect",
     "convert": "batchnorm",
     "drift": "drift",
+    "fit": "fitting",
     "refresh": "refresh",
+    "refresh_in": "loops",
     "update_bn": "refresh",
 }
-_MODULES = ("digits", "functional")
+_MODULES = ("digits", "functional", "networks")
 
 __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
     "DriftReport",
+    "Fitted",
     "Ledger",
     "RefreshReport",
     "SyncBatchNorm",
@@ -47,7 +54,9 @@ __all__ = [
     "collect",
     "convert",
     "drift",
+    "fit",
     "refresh",
+    "refresh_in",
     "update_bn",
 ]
 

@@ -7,6 +7,7 @@ Under torchrun the same command trains with all processes, and rank 0 goes on al
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from ..fold import fold
 from . import ranks, recipe
 from .digits import ARCHITECTURES, Architecture, Digits, load_digits
 from .exporting import export, outputs, quietly
-from .fit import default_refresh
+from .refresh import refresh
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -56,6 +57,7 @@ def train() -> None:
 def digits(names: tuple[str, ...], out: Path | None, checkpoint: Path | None, timeout: float, **options: Any) -> None:
     """Train on the digits, refresh the statistics, export, fold and check, with the accuracy at each step."""
     torch.set_num_threads(1)  # sums in one order
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it torch refuses matrix products on a GPU
     torch.use_deterministic_algorithms(True)
     for folder in (out, checkpoint):
         if folder is not None:
@@ -82,7 +84,7 @@ def _make(
     model, told = made.model, _Telling(name, architecture, data)
     told.step("trained", _torch(model, data))
     if not no_refresh and any("running_mean" in each for each in model.state_dict()):
-        default_refresh()(model, recipe.Plain(architecture, data.train_images, data.train_labels), device=device)
+        refresh(model, recipe.Plain(architecture, data.train_images, data.train_labels), device=device)
         told.step("refreshed", _torch(model, data))
     if ranks.rank():
         return

@@ -19,18 +19,21 @@ import torch.distributed as dist
 
 from ..errors import BnfoldError, UnreadableModel, UnwritableOutput
 from . import ranks
+from .state import generators
 
 __all__ = ["load", "save"]
 
 _KIND = "bnfold.train checkpoint 1"
 
 
-def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write `state` and the random state of all ranks; rank 0 writes, all call it. Raises UnwritableOutput."""
-    states = [_random_state()]
+def save(path: Path, state: Mapping[str, Any], loader: object = None) -> None:
+    """Write `state` and the random state of all ranks, generators of `loader`'s own included; rank 0 writes, all call
+    it. Raises UnwritableOutput.
+    """
+    states = [_random_state(loader)]
     if ranks.size() > 1:
         states: list[Any] = [None] * ranks.size()
-        dist.all_gather_object(states, _random_state())
+        dist.all_gather_object(states, _random_state(loader))
     if ranks.rank():
         return
     part = path.with_name(f".{path.name}.part")
@@ -44,7 +47,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         raise UnwritableOutput(f"The checkpoint {path} cannot be written: {error}.") from error
 
 
-def load(path: Path, device: torch.device) -> dict[str, Any]:
+def load(path: Path, device: torch.device, loader: object = None) -> dict[str, Any]:
     """The state, with this rank's random state put in force. Raises UnreadableModel for anything but a checkpoint."""
     try:
         state = torch.load(path, map_location=device, weights_only=True)
@@ -56,7 +59,7 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
                 f"The checkpoint {path} is of {len(states)} processes, and these are {ranks.size()}: "
                 "what they would draw at random is not known. Start as many, or give another checkpoint."
             )
-        _set_random_state(states[ranks.rank()])
+        _set_random_state(states[ranks.rank()], loader)
     except BnfoldError:
         raise
     except Exception as error:  # a damaged file makes torch raise whatever comes to its mind
@@ -65,7 +68,7 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
     return state
 
 
-def _random_state() -> dict[str, Any]:
+def _random_state(loader: object) -> dict[str, Any]:
     version, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     words = torch.from_numpy(np.asarray(keys, np.int64))
     own, internal, spare = random.getstate()
@@ -74,10 +77,11 @@ def _random_state() -> dict[str, Any]:
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         "numpy": [str(version), words, int(position), int(has_gauss), float(gauss)],
         "python": [own, list(internal), spare],
+        "loader": [generator.get_state() for generator in generators(loader)],
     }
 
 
-def _set_random_state(state: Mapping[str, Any]) -> None:
+def _set_random_state(state: Mapping[str, Any], loader: object) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].cpu())
@@ -85,3 +89,5 @@ def _set_random_state(state: Mapping[str, Any]) -> None:
     np.random.set_state((version, keys.cpu().numpy().astype(np.uint32), position, has_gauss, gauss))
     own, internal, spare = state["python"]
     random.setstate((own, tuple(internal), spare))
+    for generator, held in zip(generators(loader), state["loader"], strict=False):
+        generator.set_state(held.cpu())

@@ -8,9 +8,9 @@ samples until every rank has equally many; those rows are cut off, so that no sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +61,7 @@ def _own_samples(loader: Iterable[Any]) -> int | None:
     sampler = getattr(loader, "sampler", None)
     if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
         return None
-    total: int = len(sampler.dataset)  # type: ignore[arg-type]
+    total: int = len(cast(Sized, sampler.dataset))
     return len(range(sampler.rank, total, sampler.num_replicas))
 
 

@@ -54,7 +54,7 @@ class Shards:
         """Merge neighbours in pairs until there are at most `limit` shards."""
         while len(self.parts) > limit:
             pairs = [self.parts[i : i + 2] for i in range(0, len(self.parts), 2)]
-            self.parts = [(merged([m for m, _ in pair]), sum(w for _, w in pair)) for pair in pairs]  # type: ignore[misc]
+            self.parts = [(merged([m for m, _ in pair]), torch.stack([w for _, w in pair]).sum(0)) for pair in pairs]
 
     @property
     def n(self) -> int:
@@ -89,7 +89,8 @@ class Shards:
         delta = torch.stack([m.mean for m, _ in self.parts]) - total.mean
         variance = torch.stack([m.var for m, _ in self.parts]) + delta.square() - total.var
         correction = len(self.parts) / (len(self.parts) - 1)
-        return tuple((correction * (share * d).square().sum(0)).sqrt() for d in (delta, variance))  # type: ignore[return-value]
+        means, variances = ((correction * (share * d).square().sum(0)).sqrt() for d in (delta, variance))
+        return means, variances
 
     def _expect(self, channels: int) -> None:
         if channels != self.channels:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..errors import UsageError
-from .fit import Refresh
+from .fitting import Refresh
 from .loops import refresh_in
 
 try:

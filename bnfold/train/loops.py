@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from .fit import Refresh, default_refresh
+from .fitting import Refresh
+from .refresh import refresh as bnfolds_own
 
 __all__ = ["refresh_in", "unwrapped"]
 
@@ -30,7 +31,7 @@ def refresh_in(
     parameter = next(inner.parameters(), None)
     if refresh is None:
         options.setdefault("device", None if parameter is None else parameter.device)
-        return default_refresh()(inner, loader, **options)
+        return bnfolds_own(inner, loader, **options)
     return refresh(inner, loader, **options)
 
 

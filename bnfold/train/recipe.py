@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from . import ranks
+from .batchnorm import convert
 from .digits import ARCHITECTURES, Architecture, Digits, roughen
-from .fit import Fitted, Refresh, fit
+from .fitting import Fitted, Refresh, fit
 
 __all__ = ["BATCH", "EPOCHS", "NOISE", "RATE", "Noisy", "Plain", "figure", "right", "train"]
 
@@ -89,7 +89,7 @@ def train(
     torch.manual_seed(list(ARCHITECTURES).index(name) if seed is None else seed)
     model = roughen(architecture.build())
     if ranks.size() > 1:
-        model = importlib.import_module("bnfold.train.batchnorm").convert(model, sync=True)
+        model = convert(model, sync=True)
     return fit(
         model,
         Noisy(architecture, data, batch, noise),

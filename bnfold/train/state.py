@@ -90,10 +90,12 @@ class Buffers:
     def restore(self, layers: Mapping[str, BatchNorm] | None = None, *, all_but: bool = False) -> None:
         """Put back every buffer, or only those of `layers`, or with all_but only those of all other modules."""
         chosen = None if layers is None else set(map(id, layers.values()))
+        held = [(id(module), buffer) for module, _, buffer, _ in self.kept if buffer is not None]
+        theirs = {id(buffer) for module, buffer in held if chosen is not None and module in chosen}
         with torch.no_grad():
             for module, name, buffer, copy in self.kept:
-                if chosen is not None and (id(module) in chosen) == all_but:
-                    continue
+                if chosen is not None and (id(module) in chosen or id(buffer) in theirs) == all_but:
+                    continue  # a buffer that another module holds too is the layer's
                 module._buffers[name] = buffer  # pyright: ignore[reportPrivateUsage]
                 if buffer is not None and copy is not None and not same(buffer, copy):
                     buffer.copy_(copy)
@@ -130,15 +132,18 @@ class NotFitting(UsageError):
     """A statistic is beyond the range of the buffer's type."""
 
 
+def generators(loader: object) -> list[torch.Generator]:
+    """Those that a loader or its samplers draw from, each once."""
+    owners = (loader, *(getattr(loader, name, None) for name in ("sampler", "batch_sampler")))
+    found = [getattr(owner, "generator", None) for owner in owners]
+    return list({id(each): each for each in found if isinstance(each, torch.Generator)}.values())
+
+
 class RandomState:
     """The state of every generator that a loader or a model may draw from; restore() to it any number of times."""
 
     def __init__(self, loader: Any = None) -> None:
-        self.generators = [
-            (generator, generator.get_state())
-            for owner in (loader, *(getattr(loader, name, None) for name in ("sampler", "batch_sampler")))
-            if isinstance(generator := getattr(owner, "generator", None), torch.Generator)
-        ]
+        self.generators = [(generator, generator.get_state()) for generator in generators(loader)]
         self.torch = torch.get_rng_state()
         self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
         self.python = random.getstate()

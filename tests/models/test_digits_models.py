@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-from bnfold.train import digits  # noqa: E402 - without torch the tests skip before they would need it
+from bnfold.train import digits, networks  # noqa: E402 - without torch the tests skip before they would need it
 
 MODELS = Path(__file__).parents[2] / "models"
 NAMES = list(digits.ARCHITECTURES)
@@ -212,16 +212,16 @@ def test_the_definition_computes_what_the_file_does(name: str, data: digits.Digi
 
 def test_frozen_normalization_is_the_normalization():
     torch.manual_seed(0)
-    net = digits.roughen(digits.ConvNet()).double()
+    net = digits.roughen(networks.ConvNet()).double()
     images = torch.rand(8, 1, 8, 8, dtype=torch.float64)
     net.train()(images)  # statistics that are not 0 and 1
     expected = net.eval()(images)
-    frozen = digits.freeze(net)
+    frozen = networks.freeze(net)
     assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in frozen.modules())
     # scale and shift are kept in float32
     assert torch.allclose(frozen(images), expected, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="no statistics"):
-        digits.freeze(torch.nn.Sequential(torch.nn.BatchNorm2d(3, track_running_stats=False)))
+        networks.freeze(torch.nn.Sequential(torch.nn.BatchNorm2d(3, track_running_stats=False)))
 
 
 def test_the_split_is_fixed_and_has_every_class_on_both_sides(data: digits.Digits):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from onnx import numpy_helper
 
@@ -11,6 +12,7 @@ from bnfold.reference import Evaluator
 from bnfold.stats.layers import Layer
 from bnfold.stats.moments import Moments
 from bnfold.stats.staleness import drift_of
+from tests.graphs import Builder
 
 from .nets import Array, chained, data, saved, statistics
 
@@ -106,3 +108,55 @@ def test_drift_reads_and_writes_nothing(tmp_path):
     assert found.worst is not None
     assert found.worst.drift == max(each.drift for each in found.layers)
     assert len(statistics(model)) == len(found.layers) == len(found.to_dict()["layers"])
+
+
+def replaced(model: onnx.ModelProto, index: int, mean: Array, variance: Array) -> onnx.ModelProto:
+    """With other statistics in the BatchNormalization at `index`, rounded as the model stores them."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    node = [each for each in made.graph.node if each.op_type == "BatchNormalization"][index]
+    for slot, value in ((3, mean), (4, variance)):
+        made.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), f"other{slot}"))
+        node.input[slot] = f"other{slot}"
+    return made
+
+
+@pytest.mark.parametrize("rows", [20, 5])
+def test_the_effect_on_the_output_is_that_of_a_model_with_other_statistics(rows: int):
+    model = chained()
+    feeds = data(model, rows)
+    found = {each.node: each for each in stats.drift(model, [feeds]).layers}
+    output = model.graph.output[0].name
+    before = Evaluator(model).run(feeds, [output])[output]
+    layers = [node for node in model.graph.node if node.op_type == "BatchNormalization"]
+    for k, node in enumerate(layers):
+        x = Evaluator(model).run(feeds, [node.input[0]])[node.input[0]]
+        other = replaced(model, k, x.mean(axis=(0, 2, 3)), x.var(axis=(0, 2, 3)))
+        after = Evaluator(other).run(feeds, [output])[output]
+        mine = found[node.name]
+        assert mine.output == pytest.approx(np.sqrt(np.square(after - before).mean()), rel=1e-4)
+        assert mine.flips == pytest.approx((after.argmax(1) != before.argmax(1)).mean(), abs=1e-9)
+    assert len({round(each.output or 0, 6) for each in found.values()}) == 3
+
+
+def test_a_layer_that_the_output_does_not_read_has_no_effect():
+    b = Builder(4)
+    x = b.input("x", "batch", 3)
+    y = b.op("Gemm", b.norm(x, 3), b.weight(3, 1))
+    b.norm(x, 3)  # nobody reads it
+    model = b.model(y)
+    first, second = stats.drift(model, [data(model, 12)]).layers
+    assert (first.output or 0) > 0
+    assert (second.output, second.flips) == (0, None)
+    assert first.flips is None  # a single number is no prediction
+    quick = stats.drift(model, [data(model, 12)], effects=False)
+    assert [each.output for each in quick.layers] == [None, None]
+
+
+def test_outputs_that_are_not_finite_are_infinitely_off():
+    b = Builder(4)
+    model = b.model(b.norm(b.input("x", "batch", 3), 3))
+    held = next(t for t in model.graph.initializer if t.name == model.graph.node[0].input[4])
+    held.CopyFrom(numpy_helper.from_array(np.full(3, -7, np.float32), held.name))
+    (layer,) = stats.drift(model, [data(model, 20)]).layers
+    assert (layer.drift, layer.output) == (np.inf, np.inf)

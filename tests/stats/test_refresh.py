@@ -257,6 +257,38 @@ def test_an_overridable_statistic_is_left_alone():
     assert statistics(made.model)[0][0].tobytes() == statistics(model)[0][0].tobytes()
 
 
+def in_a_function() -> onnx.ModelProto:
+    """Two calls of one model-local function that normalizes, each with parameters of its own."""
+    b = Builder(3)
+    y = b.input("x", "batch", 5)
+    for _ in range(2):
+        y = b.op("Relu", b.norm(b.op("Gemm", y, b.weight(5, 5)), 5))
+    model = b.model(y)
+    body = [helper.make_node("BatchNormalization", list("Xsbmv"), ["Y"], epsilon=0.01)]
+    model.functions.append(
+        helper.make_function("local", "Norm", list("Xsbmv"), ["Y"], body, [helper.make_opsetid("", 17)])
+    )
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    for node in model.graph.node:
+        if node.op_type == "BatchNormalization":
+            node.op_type, node.domain = "Norm", "local"
+            node.ClearField("attribute")
+    return model
+
+
+def test_each_call_of_a_function_has_statistics_of_its_own(tmp_path: Path):
+    model = in_a_function()
+    feeds = data(model, 30)
+    assert len(stats.drift(model, [feeds]).layers) == 2
+    made = stats.refresh(model, [feeds])
+    assert (len(made.layers), made.left, made.passes) == (2, (), 2)
+    onnx.checker.check_model(made.model, full_check=True)
+    assert_like(made.model, brute_force(made.model, feeds))
+    assert model == in_a_function()
+    onnx.save(model, tmp_path / "net.onnx")
+    assert made.model == stats.refresh(tmp_path / "net.onnx", [feeds]).model
+
+
 def test_unusable_statistics_are_repaired():
     model = chained()
     held = {t.name: t for t in model.graph.initializer}

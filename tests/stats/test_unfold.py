@@ -254,3 +254,14 @@ def test_bodies_come_back():
     run(*FOLD)
     run("unfold", "net.folded.onnx")
     assert Path("net.folded.unfolded.onnx").read_bytes() == Path("net.onnx").read_bytes()
+
+
+def test_nothing_to_refresh_in_a_folded_model(capsys: pytest.CaptureFixture[str]):
+    Path("net.onnx").write_bytes((MODELS / "frozen.onnx").read_bytes())
+    saved("x.npz", {"image": np.zeros((4, 1, 8, 8), np.float32)})
+    run(*FOLD)
+    capsys.readouterr()
+    run("stats", "refresh", "net.folded.onnx", "--inputs", "x.npz", "-o", "fresh.onnx")
+    told = capsys.readouterr().out
+    assert told.startswith("NOTHING TO REFRESH: net.folded.onnx, before it was folded, held no BatchNormalization")
+    assert not Path("fresh.onnx").exists()

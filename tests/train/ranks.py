@@ -91,6 +91,34 @@ def job_drift(rank: int, size: int) -> object:
     return {row.name: [row.error, row.residual] for row in report.layers}
 
 
+def job_traffic(rank: int, size: int) -> object:
+    """How often ranks speak with each other, by what; the real functions do it."""
+    calls: dict[str, int] = {}
+
+    def counted(name: str) -> None:
+        real = getattr(dist, name)
+
+        def call(*args: Any, **keywords: Any) -> Any:
+            calls[name] = calls.get(name, 0) + 1
+            return real(*args, **keywords)
+
+        setattr(dist, name, call)
+
+    names = ["all_gather", "all_reduce", "broadcast", "all_gather_object", "barrier", "gather", "reduce"]
+    real = {name: getattr(dist, name) for name in names}
+    for name in names:
+        counted(name)
+    found = {}
+    for method in ("sequential", "concurrent", "pooled", "algorithm2"):
+        calls.clear()
+        large = [batch for batch in shard(rank, size) if len(batch[0]) > 1]  # Algorithm 2 has no use for others
+        report = train.refresh(net(dtype=torch.float64), large, method)
+        found[method] = [dict(calls), report.passes]
+    for name, function in real.items():
+        setattr(dist, name, function)
+    return found
+
+
 def job_failing(rank: int, size: int) -> object:
     """One rank's data raises: it shows its own error, the others learn of it, and nothing changes anywhere."""
 

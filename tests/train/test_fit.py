@@ -13,8 +13,10 @@ torch = pytest.importorskip("torch")
 from torch import Tensor, nn  # noqa: E402 - without torch the tests skip before they would need it
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
+from bnfold import train  # noqa: E402
 from bnfold.errors import UnreadableModel, UnwritableOutput, UsageError  # noqa: E402
-from bnfold.train.fit import TrainingFailed, fit  # noqa: E402
+from bnfold.train import fit  # noqa: E402
+from bnfold.train.stepping import TrainingFailed  # noqa: E402
 
 
 def blobs(count: int = 96, seed: int = 0) -> TensorDataset:
@@ -89,11 +91,16 @@ def test_the_refresh_comes_before_the_validation_and_the_checkpoint(tmp_path: Pa
     assert state["model"]["1.running_mean"][0] == 3
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["global", "generator"])
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_resuming_gives_the_same_bits(accumulate: int, tmp_path: Path):
+def test_resuming_gives_the_same_bits(accumulate: int, own: bool, tmp_path: Path):
     options: dict[str, Any] = {"epochs": 5, "accumulate": accumulate, "refresh": exact, "rate": 1e-2}
     options["validation"] = loader(8)
-    whole = fit(network(), loader(), checkpoint=tmp_path / "whole.pt", **options)
+
+    def batches() -> Any:
+        return loader(generator=torch.Generator().manual_seed(11)) if own else loader()
+
+    whole = fit(network(), batches(), checkpoint=tmp_path / "whole.pt", **options)
 
     class Stopped(Exception):
         pass
@@ -107,14 +114,38 @@ def test_resuming_gives_the_same_bits(accumulate: int, tmp_path: Path):
     calls: list[int] = []
     path = tmp_path / "part.pt"
     with pytest.raises(Stopped):
-        fit(network(), loader(), checkpoint=path, **{**options, "refresh": stopping})
+        fit(network(), batches(), checkpoint=path, **{**options, "refresh": stopping})
     torch.manual_seed(99)
-    resumed = fit(network(seed=5), loader(), checkpoint=path, **options)
+    resumed = fit(network(seed=5), batches(), checkpoint=path, **options)
     assert same(resumed.model, whole.model)
     assert resumed.epochs == whole.epochs
-    again = fit(network(seed=6), loader(), checkpoint=path, **options)  # nothing is left to do
+    again = fit(network(seed=6), batches(), checkpoint=path, **options)  # nothing is left to do
     assert same(again.model, whole.model)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["part.pt", "whole.pt"]
+
+
+def test_the_default_refresh_resumes_alike_and_knows_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from bnfold.train import fitting
+
+    devices: list[Any] = []
+    real: Any = fitting.refreshed
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        devices.append(options["device"])
+        if len(devices) == stop:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(fitting, "refreshed", watched)
+    stop = 0
+    whole = fit(network(), loader(), epochs=4, checkpoint=tmp_path / "whole.pt", validation=loader())
+    assert devices == [torch.device("cpu")] * 4 and isinstance(whole.refreshed, train.RefreshReport)
+    stop = 7
+    with pytest.raises(KeyboardInterrupt):
+        fit(network(), loader(), epochs=4, checkpoint=tmp_path / "part.pt", validation=loader())
+    resumed = fit(network(seed=3), loader(), epochs=4, checkpoint=tmp_path / "part.pt", validation=loader())
+    assert same(resumed.model, whole.model) and resumed.epochs == whole.epochs
+    assert train.drift(resumed.model, loader()).residual < 1e-6
 
 
 def test_accumulated_gradients_are_those_of_the_large_batch():

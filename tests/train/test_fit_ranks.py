@@ -82,3 +82,10 @@ def test_a_lost_rank_is_an_error_on_the_others(how: str, tmp_path: Path):
     (sentence,) = [line for line in told.splitlines() if line.startswith("Error: ")]
     assert "Another rank of 2 is gone or does not answer" in sentence
     assert "Traceback" not in told
+
+
+def test_a_checkpoint_that_only_some_ranks_see_is_an_error_on_all(tmp_path: Path):
+    trained(2, "apart", tmp_path)
+    for code, told in ended(start(2, "apart", tmp_path / "apart2")):
+        assert code == 2
+        assert "is there for some ranks only" in told

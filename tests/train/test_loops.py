@@ -57,7 +57,6 @@ def test_the_network_inside_is_refreshed():
 
 
 def test_bnfolds_own_refresh():
-    pytest.importorskip("bnfold.train.refresh")
     model, loader = network(), data()
     refresh_in(model, loader)
     x = loader.dataset.tensors[0]

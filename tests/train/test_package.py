@@ -24,7 +24,9 @@ def test_a_module_does_not_hide_the_function_of_its_name():
         "import bnfold.train.refresh, bnfold.train.drift, bnfold.train.collect\n"
         "from bnfold import train\n"
         "assert all(callable(f) for f in (train.refresh, train.drift, train.collect))\n"
-        "assert train.functional.batch_norm_transform"
+        "assert train.functional.batch_norm_transform\n"
+        "import bnfold.train.fitting, bnfold.train.loops\n"
+        "assert train.fit.__name__ == 'fit' and train.refresh_in.__name__ == 'refresh_in'"
     )
 
 

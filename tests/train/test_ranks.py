@@ -44,7 +44,7 @@ def results(jobs: str, size: int, folder: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("ranks")
-    jobs = {1: "same,drift", 2: "same,poison,auto,drift,sync", 4: "same,sampler,sync"}
+    jobs = {1: "same,drift", 2: "same,poison,auto,drift,sync,traffic", 4: "same,sampler,sync,traffic"}
     return {size: results(names, size, folder / str(size)) for size, names in jobs.items()}
 
 
@@ -62,6 +62,15 @@ def test_one_two_and_four_processes_have_the_same_statistics(ran):
             assert close(many["mean"], one["mean"]) and close(many["var"], one["var"])
             assert close(many["written"], one["written"])
             assert (many["n"], many["batches"]) == (one["n"], one["batches"]) and one["batches"] == 8
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_there_is_one_gather_a_pass_and_nothing_else(ran, size: int):
+    for rank in ran[size]:
+        assert len(rank["traffic"]) == 4
+        for calls, passes in rank["traffic"].values():
+            assert calls == {"all_gather": passes}
+        assert rank["traffic"]["sequential"][1] > 1 == rank["traffic"]["pooled"][1]
 
 
 def test_the_mean_of_ranks_drops_the_variance_of_their_means():

@@ -281,6 +281,16 @@ def test_twice_is_pooled_never_is_named_and_sometimes_counts_what_it_saw(method:
     assert torch.allclose(report.ledger["twice"].var, x.var(0, correction=0), rtol=1e-12)
 
 
+def test_a_buffer_that_another_module_holds_too_is_refreshed():
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3))
+    model[1].register_buffer("mean", model[0].running_mean)
+    data = [torch.randn(16, 3) + 4]
+    report = train.refresh(model, data)
+    assert torch.allclose(model[0].running_mean, data[0].mean(0)) and model[1].mean is model[0].running_mean
+    report.undo()
+    assert (model[1].mean == 0).all()
+
+
 def test_a_layer_that_feeds_itself_settles():
     class Loop(nn.Module):
         def __init__(self):
