@@ -78,17 +78,26 @@ def search(
     only: Sequence[str],
     express: Callable[[Outcome], Sequence[Obstacle]],
     hint: str,
+    refused: Mapping[str, str] | None = None,
 ) -> Folded:
-    """Fold until nothing is left that `express` objects to: what led to it stays, for the reason that it gives."""
+    """Fold until nothing is left that `express` objects to: what led to it stays, for the reason that it gives.
+
+    refused: sources that stay in any case, and the sentence that says why.
+    """
     left: dict[str, str] = {}
+    normal: set[str] = set()  # what is left is not read, so that it stays unknown there whether it is a normalization
     while True:
         result = _folded(skeleton, (*skip, *map(escape, left)), only)
+        normal.update(name for each in result.report.folded if each.is_normalization for name in each.nodes)
+        if refused and not left:
+            left.update(refused)
+            continue
         outcome = _outcome(skeleton, result)
         obstacles = express(outcome)
         new = {source: o.sentence for o in obstacles for source in _sources(result, o)} if obstacles else {}
         new = {source: sentence for source, sentence in new.items() if source not in left}
         if not obstacles:
-            return Folded(result, outcome, _told(result.report, left, hint))
+            return Folded(result, outcome, _told(result.report, left, normal, hint))
         if not new:  # it cannot be traced to one: none is folded
             new = {r.node.name: o.sentence for r in result.records for o in obstacles[:1]}
         left.update(new)
@@ -147,12 +156,13 @@ def _sources(result: FoldResult, obstacle: Obstacle) -> list[str]:
     return found
 
 
-def _told(report: FoldReport, left: Mapping[str, str], hint: str) -> FoldReport:
+def _told(report: FoldReport, left: Mapping[str, str], normal: set[str], hint: str) -> FoldReport:
     def of(kept: Kept) -> Kept:
         sentences = [left[name] for name in kept.nodes if name in left]
         if kept.reason != Reason.SKIPPED or not sentences:
             return kept
-        return replace(kept, reason=Reason.CONFLICT.value, message=sentences[0], hint=hint)
+        known = kept.is_normalization or not normal.isdisjoint(kept.nodes)
+        return replace(kept, reason=Reason.CONFLICT.value, message=sentences[0], hint=hint, is_normalization=known)
 
     return replace(report, kept=tuple(map(of, report.kept)))
 

@@ -35,7 +35,9 @@ _HOOKS = (
     "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
 )  # fmt: skip
 _WITH = ("_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called")
-_ARITHMETIC = frozenset("add sub mul div rsub pow clamp clamp_min clamp_max hardtanh leaky_relu".split())
+# calls of which a number may come from a size: in arithmetic, and what a padding adds
+_NUMBERS = frozenset("add sub mul div rsub pow clamp clamp_min clamp_max hardtanh leaky_relu".split())
+_AMOUNTS = frozenset("pad constant_pad_nd".split())
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.qat", "torch.ao.nn.intrinsic.q", "torch.nn.quantized",
               "torch.ao.quantization.fake_quantize", "torch.nn.qat", "torch.nn.intrinsic.q")  # fmt: skip
 
@@ -267,7 +269,7 @@ def sentence(error: Exception) -> str:
 
 def _has_numbers(found: Skeleton) -> bool:
     return any(c.kind == "number" and ":number" in name for name, c in found.constants.items()) or any(
-        not node.all_input_nodes for node in _calls(found.program)
+        not node.all_input_nodes or name_of(node).partition(".")[0] in _AMOUNTS for node in _calls(found.program)
     )
 
 
@@ -288,7 +290,7 @@ def _from_sizes(
     """The calls in which a number may come from a size of the inputs: another input would give another number."""
     mine = _calls(program)
     suspects = frozenset(
-        node.name for node in mine if not node.all_input_nodes or name_of(node).partition(".")[0] in _ARITHMETIC
+        node.name for node in mine if not node.all_input_nodes or name_of(node).partition(".")[0] in _NUMBERS | _AMOUNTS
     )
 
     def free(value: Any) -> Any:

@@ -57,11 +57,11 @@ RULES: dict[str, Rule] = {}
 
 def made(node: Node) -> Made | None:
     """The ONNX node of an ATen call; None where no op has this meaning."""
-    rule = RULES.get(name_of(node))
-    if rule is None:
+    found = RULES.get(name_of(node))
+    if found is None:
         return None
     given = arguments(node)
-    return None if given is None else rule(node, given)
+    return None if given is None else found(node, given)
 
 
 def name_of(node: Node) -> str:
@@ -104,10 +104,10 @@ def sizes(node: Node) -> tuple[Any, ...]:
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    def enter(rule: Rule) -> Rule:
+    def enter(function: Rule) -> Rule:
         for name in names:
-            RULES[name] = rule
-        return rule
+            RULES[name] = function
+        return function
 
     return enter
 
