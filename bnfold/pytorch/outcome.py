@@ -173,8 +173,14 @@ def runtime_input(node: onnx.NodeProto, constants: Mapping[str, Constant]) -> st
 
 
 def digest(model: onnx.ModelProto) -> dict[str, bytes]:
-    """For each output of a graph, in order, a number that is the same for graphs that compute the same by the same
-    ops, attributes and constants, whatever their names are."""
+    """`digests` of the outputs, by position."""
+    known = digests(model)
+    return {str(k): known[info.name] for k, info in enumerate(model.graph.output)}
+
+
+def digests(model: onnx.ModelProto) -> dict[str, bytes]:
+    """For each value of a graph a number that is the same in graphs that compute it by the same ops, attributes and
+    constants, whatever their names are."""
     known: dict[str, bytes] = {"": b"none"}
     for position, info in enumerate(model.graph.input):
         known[info.name] = f"input {position}".encode()
@@ -190,7 +196,7 @@ def digest(model: onnx.ModelProto) -> dict[str, bytes]:
         found = hashlib.blake2b(repr((node.domain, node.op_type, names, held)).encode(), digest_size=16)
         for k, out in enumerate(node.output):
             known[out] = found.digest() + str(k).encode()
-    return {str(k): known[info.name] for k, info in enumerate(model.graph.output)}
+    return known
 
 
-__all__ = ["Edit", "Folded", "Inserted", "Node", "Obstacle", "Outcome", "digest", "runtime_input", "search"]
+__all__ = ["Edit", "Folded", "Inserted", "Node", "Obstacle", "Outcome", "digest", "digests", "runtime_input", "search"]

@@ -12,7 +12,7 @@ import operator
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from .laws import DOMAIN, HOOK, NO_LAWS
 from .tensors import TYPES, to_proto
 
 OPSET = 21
+_FIRST = ("BatchNormalization", "MaxPool", "GlobalMaxPool")  # with statistics or indices that nobody reads
 _LARGEST = 1 << 26  # elements of a constant that is computed here
 _ASSERTS = ("_assert", "sym_constrain")
 # calls that surely make a tensor of their own; others may give a view, or their input itself, without saying so
@@ -61,24 +62,22 @@ class Skeleton:
     nodes: dict[str, Node]  # ONNX node name -> the call
     exact: dict[str, dict[str, float]]  # ONNX node name -> attributes in float64
     state: dict[str, torch.Tensor]  # by qualified name
-    derived: dict[Node, set[str]] = field(default_factory=dict["Node", "set[str]"])  # the states each was made from
-
-    def name_of(self, node: Node) -> str:
-        return next(name for name, call in self.nodes.items() if call is node)
+    derived: dict[Node, set[str]]  # the states that each constant was made from
+    values: dict[Node, str]  # what each call's value is called in the model
 
 
 def functional(program: ExportedProgram) -> ExportedProgram:
     """The program without calls that change a value which somebody else still reads."""
     order = {node: k for k, node in enumerate(program.graph.nodes)}
     for node in program.graph.nodes:
-        if node.op == "call_function" and writes(node) and not _harmless(node, order):
+        if node.op == "call_function" and writes(node) and not is_harmless(node, order):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch warns itself of what it does here
                 return program.run_decompositions({})
     return program
 
 
-def _harmless(node: Node, order: Mapping[Node, int]) -> bool:
+def is_harmless(node: Node, order: Mapping[Node, int]) -> bool:
     """relu_(x) is relu(x) where x is nobody's but this call's from here on, and no view of anything."""
     schema: Any = getattr(node.target, "_schema", None)
     written = [k for k, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
@@ -134,7 +133,9 @@ class _Builder:
         domains = (("", OPSET), (DOMAIN, 1), (NO_LAWS, 1))
         opsets = [onnx.helper.make_opsetid(*each) for each in domains]
         model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
-        return Skeleton(self._program, model, self._constants, self._nodes, self._exact, self._state, self._derived)
+        return Skeleton(
+            self._program, model, self._constants, self._nodes, self._exact, self._state, self._derived, self._names
+        )
 
     def _placeholder(self, node: Node, spec: Any, changed: set[str]) -> None:
         held = None
@@ -181,8 +182,8 @@ class _Builder:
         title = self._titles[node]
         self._names[node] = node.name
         outputs = [f"{node.name}:{k}" for k in range(len(value))] if many else [node.name]
-        if found.kind == "BatchNormalization" and all(user.args[1:] == (0,) or not user.users for user in node.users):
-            outputs = outputs[:1]  # a decomposed one also gives the statistics that it used
+        if found.kind in _FIRST and all(user.args[1:] == (0,) or not user.users for user in node.users):
+            outputs = outputs[:1]
         inputs = [self._operand(node, k, o, found) for k, o in enumerate(found.operands)]
         attributes = {**found.attributes, **found.exact}
         proto = onnx.helper.make_node(found.kind, inputs, outputs, title, domain=found.domain)

@@ -175,3 +175,50 @@ def test_an_embedding_that_renormalizes_its_table():
     net = rough(Net())
     result = pytorch.fold(net, (torch.arange(6),))
     assert torch.allclose(copy.deepcopy(net)(torch.arange(9)), result.module(torch.arange(9)), atol=1e-6)
+
+
+def program(net: nn.Module, x: Any) -> pytorch.ProgramFold:
+    """The fold of the exported program, which is the same function."""
+    made = torch.export.export(net.double().eval(), (x.double(),), strict=False)
+    result = pytorch.fold_exported(made)
+    given = x.double()
+    assert torch.allclose(result.program.module()(given.clone()), net(given.clone()), rtol=1e-9)
+    return result
+
+
+def test_arithmetic_in_place_that_folds_leaves_the_program():
+    """A call that writes is not dead when nobody reads it: it has to be taken out."""
+
+    class Net(ConvNorm):
+        def forward(self, x: Any) -> Any:
+            y = self.conv(x).clone()
+            y.mul_(2)
+            y -= 3
+            return self.norm(y).relu()
+
+    result = program(rough(Net()), image())
+    assert not result.report.kept
+    assert not [n for n in result.program.graph.nodes if "mul_" in str(n.target) or "sub_" in str(n.target)]
+
+
+def test_what_writes_behind_a_normalization_that_others_are_not_to_see():
+    """The convolution's value is read twice; without the normalization relu_ would write into it."""
+
+    class Net(ConvNorm):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Any) -> Any:
+            y = self.conv(x)
+            z = self.norm(y).relu_()
+            return self.other(y) + z
+
+    net = rough(Net())
+    assert not program(net, image()).report.unfolded
+    result = pytorch.fold(net.double(), (image().double(),))
+    assert distance(copy.deepcopy(net), copy.deepcopy(result.module), image()) < 1e-12
+
+
+def test_an_adaptive_maximum_has_indices_that_nobody_reads():
+    folded(nn.Sequential(nn.Conv2d(4, 4, 1), Affine(), nn.AdaptiveMaxPool2d(3)).eval(), image())
