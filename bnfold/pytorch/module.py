@@ -22,6 +22,8 @@ from ..report import FoldReport
 from .express import express
 from .outcome import Folded, Obstacle, Outcome, digest, search
 from .recipe import ModuleReport, Recipe, carry_out
+from .skeleton import Skeleton
+from .tensors import bits
 from .trace import copied, require_foldable, sentence, trace, unwrapped, without_parametrizations
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class ModuleFold(Generic[_Module]):
     kwargs: Mapping[str, Any] = field(repr=False)
     folded: Folded = field(repr=False)
     _values: Mapping[str, onnx.TensorProto] = field(repr=False)
+    _after: Skeleton = field(repr=False)
 
     def certificate(self) -> CertificateResult:
         """Gate 1: every stored weight is the correctly rounded one. That the module computes with them, op for op as
@@ -60,9 +63,11 @@ class ModuleFold(Generic[_Module]):
 
         samples: the given inputs first, then noise of their shapes from `seed`. tf32: let CUDA use TF32 meanwhile.
         """
-        from .check import check_modules
+        from .check import Altered, check_modules
 
         exact = self.folded.result.exact
+        state = self.module.state_dict()
+        altered = tuple(n for n, proto in self._values.items() if n not in state or bits(state[n]) != proto.raw_data)
 
         def to_exact(module: nn.Module) -> None:
             held = {name: _double(proto, exact) for name, proto in self._values.items()}
@@ -71,11 +76,11 @@ class ModuleFold(Generic[_Module]):
         return check_modules(
             self.original,
             self.module,
-            to_exact,
+            None if altered else to_exact,
             self.args,
             self.kwargs,
-            model=self.folded.result.model,
-            certificate=self.certificate(),
+            sides=self.folded.sides(self._after),
+            certificate=Altered(altered) if altered else self.certificate(),
             samples=samples,
             seed=seed,
             tf32=tf32,
@@ -127,12 +132,12 @@ def fold(
             raise BnfoldError(f"The module is not traced twice alike, so it is not folded: {problem}")
         refused |= blamed
         folded, problem = attempt.fold(refused)
-    recipe, values, made = attempt.recipe, attempt.values, attempt.made
+    recipe, values, made, after = attempt.recipe, attempt.values, attempt.made, attempt.after
     if inplace:
         carry_out(recipe, module, values)
         made = module
     report = _report(folded.report, recipe)
-    return ModuleFold(made, report, original, args, dict(kwargs or {}), folded, values)
+    return ModuleFold(made, report, original, args, dict(kwargs or {}), folded, values, after)
 
 
 def _report(report: FoldReport, recipe: Recipe) -> ModuleReport:
@@ -145,6 +150,7 @@ class _Attempt(Generic[_Module]):
     made: _Module
     recipe: Recipe
     values: dict[str, onnx.TensorProto]
+    after: Skeleton
 
     def __init__(
         self,
@@ -193,10 +199,10 @@ class _Attempt(Generic[_Module]):
         """Whether the module that was made exports to the graph that was folded; what it does instead."""
         wanted = folded.result.model if folded.result.changed else self._traced.skeleton.model
         try:
-            after = trace(self.made, *self._given)
+            self.after = trace(self.made, *self._given).skeleton
         except UnsupportedModel as error:
             return sentence(error.__cause__ if isinstance(error.__cause__, Exception) else error)
-        if digest(after.skeleton.model) != digest(wanted):
+        if digest(self.after.model) != digest(wanted):
             return "it computes something else then."
         return None
 

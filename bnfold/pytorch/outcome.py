@@ -53,13 +53,27 @@ class Outcome:
     attributes: Mapping[str, Mapping[str, float]]
 
 
+@dataclass(frozen=True)
+class Sides:
+    """The original's skeleton, the folded one's, and the folded model under the names of the original."""
+
+    original: Skeleton
+    candidate: Skeleton
+    model: onnx.ModelProto
+
+
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """A fold that can be expressed, and the report of it."""
+    """A fold that can be expressed, and the report of it. `skeleton`: what was folded."""
 
+    skeleton: Skeleton
     result: FoldResult
     outcome: Outcome
     report: FoldReport
+
+    def sides(self, after: Skeleton) -> Sides:
+        """The two graphs that gate 2 compares; `after`: the skeleton of what was made."""
+        return Sides(self.skeleton, after, self.result.model if self.result.changed else self.skeleton.model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +111,7 @@ def search(
         new = {source: o.sentence for o in obstacles for source in _sources(result, o)} if obstacles else {}
         new = {source: sentence for source, sentence in new.items() if source not in left}
         if not obstacles:
-            return Folded(result, outcome, _told(result.report, left, normal, hint))
+            return Folded(skeleton, result, outcome, _told(result.report, left, normal, hint))
         if not new:  # it cannot be traced to one: none is folded
             new = {r.node.name: o.sentence for r in result.records for o in obstacles[:1]}
         left.update(new)

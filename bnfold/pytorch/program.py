@@ -52,6 +52,7 @@ class ProgramFold:
     report: FoldReport
     original: ExportedProgram = field(repr=False)
     folded: Folded = field(repr=False)
+    _after: Skeleton = field(repr=False)
 
     def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments of the program: those that it was exported with, else noise of their shapes."""
@@ -71,7 +72,7 @@ class ProgramFold:
             None,
             args,
             kwargs,
-            model=self.folded.result.model,
+            sides=self.folded.sides(self._after),
             certificate=self.folded.result.certificate(),
             samples=samples,
             seed=seed,
@@ -96,11 +97,12 @@ def fold_exported(program: ExportedProgram, *, skip: Sequence[str] = (), only: S
     found = skeleton(plain, sums=True)
     folded = search(found, skip=skip, only=only, express=lambda o: list(_obstacles(found, o)), hint=_HINT)
     if not folded.result.changed:
-        return ProgramFold(program, folded.report, program, folded)
+        return ProgramFold(program, folded.report, program, folded, found)
     result = _Rewrite(found, folded.outcome).program()
-    if digest(skeleton(functional(result), sums=True).model) != digest(folded.result.model):
+    after = skeleton(functional(result), sums=True)
+    if digest(after.model) != digest(folded.result.model):
         raise BnfoldError("The program that was written is not the one that was folded; this is a bug in bnfold.")
-    return ProgramFold(result, folded.report, program, folded)
+    return ProgramFold(result, folded.report, program, folded, after)
 
 
 def _obstacles(found: Skeleton, outcome: Outcome) -> Iterator[Obstacle]:

@@ -169,7 +169,9 @@ def copied(module: _Module, memo: dict[int, Any] | None = None) -> _Module:
                 if id(getattr(hook, "__self__", None)) not in inside:
                     memo[id(hook)] = hook
     try:
-        return copy.deepcopy(module, memo)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch says of its own classes
+            return copy.deepcopy(module, memo)
     except Exception as error:  # whatever a user's class may do in __deepcopy__
         raise UnsupportedModel(
             f"This module cannot be copied ({sentence(error)}): make copy.deepcopy(module) work first."
