@@ -19,7 +19,7 @@ from bnfold.files import save
 from .providers import Provider, ProviderDied, ProviderError
 from .regions import Pair, Region
 
-__all__ = ["grouped", "run_side"]
+__all__ = ["Feeds", "grouped", "run_side"]
 
 Array = npt.NDArray[Any]
 Feeds = Sequence[Mapping[str, Array]]  # of one region, by sample

@@ -16,12 +16,19 @@ from .arithmetic import Arithmetic, Array, Bounded
 
 
 def running_bounds(
-    model: onnx.ModelProto, values: Mapping[str, Array], arithmetic: Arithmetic, rounded: Mapping[str, int]
+    model: onnx.ModelProto,
+    values: Mapping[str, Array],
+    arithmetic: Arithmetic,
+    rounded: Mapping[str, int],
+    *,
+    off: Mapping[str, Array] | None = None,
+    kernels: op_bounds.Kernels | None = None,
 ) -> dict[str, Bounded]:
     """The bounds of all values that the nodes of `model` make, by name.
 
     values: everything in float64, graph inputs, initializers and what nodes make. rounded: how many roundings an
-    initializer has behind it (a folded weight has one), by name. Raises NoBound.
+    initializer has behind it (a folded weight has one), by name. off: how far an initializer is from its value where
+    the runtime uses it. kernels: those of another runtime than ONNX's. Raises NoBound.
     """
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     made: dict[str, Bounded] = {}
@@ -34,12 +41,15 @@ def running_bounds(
             if name in rounded and values[name].dtype.kind == "f":  # it may have become subnormal, or zero
                 size = made[name].size + arithmetic.tiny / arithmetic.stored
                 made[name] = replace(made[name], size=size, k=rounded[name])
+            if off is not None and name in off:
+                made[name] = replace(made[name], size=made[name].size + off[name] / arithmetic.stored, k=1)
         return made[name]
 
     for node in model.graph.node:
         operands = [given(name) for name in node.input]
         outputs = [values[name] if name else None for name in node.output]
-        for name, bound in zip(node.output, op_bounds.bound(node, operands, outputs, arithmetic, opsets), strict=False):
+        found = op_bounds.bound(op_bounds.Op(node, operands, outputs, arithmetic, opsets, kernels or op_bounds.ONNX))
+        for name, bound in zip(node.output, found, strict=False):
             if name:
                 made[name] = bound
     return made

@@ -20,8 +20,19 @@ def given(value: Array, k: int) -> Bounded:
     return Bounded(value, np.abs(value) if value.dtype.kind == "f" else value, k)
 
 
+Evaluate = Callable[[onnx.NodeProto, Sequence[Array | None], Mapping[str, int]], list[Array]]
+
+
 @dataclass(frozen=True)
-class _Op:
+class Kernels:
+    """How a runtime computes a node's outputs, in float64; and the rules of ops that are its own, or other there."""
+
+    evaluate: Evaluate
+    rules: Mapping[tuple[str, str], Rule]
+
+
+@dataclass(frozen=True)
+class Op:
     """A node as a rule sees it: its operands' bounds, its outputs' values, and its kernel to be used on sizes."""
 
     node: onnx.NodeProto
@@ -29,6 +40,7 @@ class _Op:
     outputs: Sequence[Array | None]
     arithmetic: Arithmetic
     opsets: Mapping[str, int]
+    kernels: Kernels
 
     @property
     def x(self) -> Bounded:
@@ -58,27 +70,21 @@ class _Op:
             None if operand is None else operand.size if slot in slots else operand.value
             for slot, operand in enumerate(self.operands)
         ]
-        return evaluate_node(self.node if node is None else node, arrays, self.opsets)
+        return self.kernels.evaluate(self.node if node is None else node, arrays, self.opsets)
 
 
-Rule = Callable[[_Op], list[Bounded]]
+Rule = Callable[[Op], list[Bounded]]
 
 
-def bound(
-    node: onnx.NodeProto,
-    operands: Sequence[Bounded | None],
-    outputs: Sequence[Array | None],
-    arithmetic: Arithmetic,
-    opsets: Mapping[str, int],
-) -> list[Bounded]:
-    """The bounds of a node's outputs from those of its operands. Raises NoBound."""
-    op = _Op(node, operands, outputs, arithmetic, opsets)
+def bound(op: Op) -> list[Bounded]:
+    """The bounds of a node's outputs. Raises NoBound."""
+    node, outputs, arithmetic = op.node, op.outputs, op.arithmetic
     plain = node.domain in ("", "ai.onnx")
     if plain and (node.op_type in _SHAPES or all(o is None or o.dtype.kind in "iub" for o in outputs)):
         if node.op_type in _SHAPES or all(operand.exact for operand in op.given):
             return [Bounded(np.empty(0), np.empty(0)) if o is None else given(o, 0) for o in outputs]
         raise NoBound(f"{node.op_type}, which makes integers")
-    rule = _RULES.get(node.op_type) if plain else None
+    rule = op.kernels.rules.get((node.domain, node.op_type), _RULES.get(node.op_type) if plain else None)
     if rule is None:
         raise NoBound(node.op_type)
     lost = arithmetic.tiny / arithmetic.stored
@@ -86,7 +92,7 @@ def bound(
         return [replace(bound, size=bound.size + lost) for bound in rule(op)]
 
 
-def _joined(op: _Op, size: Array, among: Sequence[Bounded], *, k: int = 0, n: int = 0, output: int = 0) -> Bounded:
+def joined(op: Op, size: Array, among: Sequence[Bounded], *, k: int = 0, n: int = 0, output: int = 0) -> Bounded:
     """An output whose every path comes from one of `among` and rounds k + n times more."""
     value = op.outputs[output]
     return Bounded(
@@ -98,7 +104,7 @@ def _joined(op: _Op, size: Array, among: Sequence[Bounded], *, k: int = 0, n: in
     )
 
 
-def _product(op: _Op, size: Array, a: Bounded, b: Bounded, *, n: int, k: int = 0, sums: bool = True) -> Bounded:
+def product(op: Op, size: Array, a: Bounded, b: Bounded, *, n: int, k: int = 0, sums: bool = True) -> Bounded:
     """A sum of n products; `k` more roundings. A tensor core rounds both operands first."""
     value = op.outputs[0]
     rounded = 2 if sums and op.arithmetic.operand else 0
@@ -107,7 +113,7 @@ def _product(op: _Op, size: Array, a: Bounded, b: Bounded, *, n: int, k: int = 0
     )
 
 
-def _with_bias(found: Bounded, bias: Bounded | None, k: int) -> Bounded:
+def with_bias(found: Bounded, bias: Bounded | None, k: int) -> Bounded:
     if bias is None:
         return found
     return replace(
@@ -115,16 +121,16 @@ def _with_bias(found: Bounded, bias: Bounded | None, k: int) -> Bounded:
     )
 
 
-def _conv(op: _Op) -> list[Bounded]:
+def _conv(op: Op) -> list[Bounded]:
     x, w = op[0], op[1]
     length = math.prod(w.value.shape[1:])
     if op.node.op_type == "ConvTranspose":
         length = w.value.shape[0] // int(op.attribute("group", 1)) * math.prod(w.value.shape[2:])
     bias = op[2] if op.has(2) else None
-    return [_with_bias(_product(op, op.on_sizes(0, 1, 2)[0], x, w, n=length), bias, 1)]
+    return [with_bias(product(op, op.on_sizes(0, 1, 2)[0], x, w, n=length), bias, 1)]
 
 
-def _gemm(op: _Op) -> list[Bounded]:
+def _gemm(op: Op) -> list[Bounded]:
     a, b = op[0], op[1]
     node = onnx.NodeProto()
     node.CopyFrom(op.node)
@@ -133,14 +139,14 @@ def _gemm(op: _Op) -> list[Bounded]:
             attribute.f = abs(attribute.f)
     length = a.value.shape[0 if op.attribute("transA", 0) else 1]
     bias = op[2] if op.has(2) else None
-    return [_with_bias(_product(op, op.on_sizes(0, 1, 2, node=node)[0], a, b, n=length, k=1), bias, 2)]
+    return [with_bias(product(op, op.on_sizes(0, 1, 2, node=node)[0], a, b, n=length, k=1), bias, 2)]
 
 
-def _matmul(op: _Op) -> list[Bounded]:
-    return [_product(op, op.on_sizes(0, 1)[0], op[0], op[1], n=max(op[0].value.shape[-1], 1))]
+def _matmul(op: Op) -> list[Bounded]:
+    return [product(op, op.on_sizes(0, 1)[0], op[0], op[1], n=max(op[0].value.shape[-1], 1))]
 
 
-def _norm(op: _Op) -> list[Bounded]:
+def _norm(op: Op) -> list[Bounded]:
     if op.attribute("training_mode", 0) or not op.attribute("spatial", 1) or len([o for o in op.node.output if o]) > 1:
         raise NoBound("BatchNormalization in training mode, or not of channels")
     x = op.x
@@ -150,42 +156,42 @@ def _norm(op: _Op) -> list[Bounded]:
     spread = np.sqrt(np.abs(variance + op.attribute("epsilon", float(np.float32(1e-5)))))
     size = np.abs(gamma_) / spread * (x.size + np.abs(mean)) + np.abs(beta)
     behind = max(p.k + p.n for p in parameters)
-    return [_joined(op, size, [x], k=op.arithmetic.norm + 3 * behind)]
+    return [joined(op, size, [x], k=op.arithmetic.norm + 3 * behind)]
 
 
-def _sum(op: _Op) -> list[Bounded]:
+def _sum(op: Op) -> list[Bounded]:
     total = op.given[0].size
     for operand in op.given[1:]:
         total = total + operand.size
-    return [_joined(op, np.asarray(total), op.given, k=max(len(op.given) - 1, 1))]
+    return [joined(op, np.asarray(total), op.given, k=max(len(op.given) - 1, 1))]
 
 
-def _mean(op: _Op) -> list[Bounded]:
+def _mean(op: Op) -> list[Bounded]:
     (found,) = _sum(op)
     return [replace(found, size=found.size / len(op.given), k=found.k + 1)]
 
 
-def _mul(op: _Op) -> list[Bounded]:
-    return [_product(op, np.asarray(op[0].size * op[1].size), op[0], op[1], n=0, k=1, sums=False)]
+def _mul(op: Op) -> list[Bounded]:
+    return [product(op, np.asarray(op[0].size * op[1].size), op[0], op[1], n=0, k=1, sums=False)]
 
 
-def _div(op: _Op) -> list[Bounded]:
+def _div(op: Op) -> list[Bounded]:
     _relative(op, op[1])
-    return [_product(op, np.asarray(op[0].size / np.abs(op[1].value)), op[0], op[1], n=0, k=1, sums=False)]
+    return [product(op, np.asarray(op[0].size / np.abs(op[1].value)), op[0], op[1], n=0, k=1, sums=False)]
 
 
-def _relative(op: _Op, x: Bounded) -> None:
+def _relative(op: Op, x: Bounded) -> None:
     """An op that is not linear in x needs that x has a small relative error: nothing cancelled on the way to it."""
     if not x.exact and not bool(np.all(x.size <= np.abs(x.value) * (1 + 2.0**-20))):
         raise NoBound(f"{op.node.op_type} of a value in which terms may cancel")
 
 
-def _root(op: _Op) -> list[Bounded]:
+def _root(op: Op) -> list[Bounded]:
     _relative(op, op.x)
-    return [_joined(op, np.abs(_value(op)), [op.x], k=1)]  # x(1 + θ_k) has the root √x·(1 + θ_k)
+    return [joined(op, np.abs(_value(op)), [op.x], k=1)]  # x(1 + θ_k) has the root √x·(1 + θ_k)
 
 
-def _power(op: _Op) -> list[Bounded]:
+def _power(op: Op) -> list[Bounded]:
     _relative(op, op.x)
     exponent = op[1]
     if not exponent.exact or exponent.value.size != 1:
@@ -196,106 +202,106 @@ def _power(op: _Op) -> list[Bounded]:
     return [Bounded(_value(op), np.abs(_value(op)), times * op.x.k + 4, times * op.x.n, times * op.x.operands)]
 
 
-def _value(op: _Op) -> Array:
+def _value(op: Op) -> Array:
     value = op.outputs[0]
     assert value is not None
     return value
 
 
-def _steady(op: _Op) -> list[Bounded]:
+def _steady(op: Op) -> list[Bounded]:
     """1-Lipschitz in x and no rounding of its own: Relu, Abs, Neg, Identity."""
-    return [_joined(op, np.maximum(op.x.size, np.abs(_value(op))), [op.x])]
+    return [joined(op, np.maximum(op.x.size, np.abs(_value(op))), [op.x])]
 
 
-def _clip(op: _Op) -> list[Bounded]:
+def _clip(op: Op) -> list[Bounded]:
     size = np.maximum(op.x.size, np.abs(_value(op)))
     for bound in op.given[1:]:
         if not bound.exact:
             size = np.maximum(size, bound.size)
-    return [_joined(op, size, op.given)]
+    return [joined(op, size, op.given)]
 
 
-def _extreme(op: _Op) -> list[Bounded]:
+def _extreme(op: Op) -> list[Bounded]:
     size = op.given[0].size
     for operand in op.given[1:]:
         size = np.maximum(size, operand.size)
-    return [_joined(op, np.asarray(size), op.given)]
+    return [joined(op, np.asarray(size), op.given)]
 
 
-def _leaky(op: _Op) -> list[Bounded]:
+def _leaky(op: Op) -> list[Bounded]:
     slope = abs(float(op.attribute("alpha", 0.01)))
-    return [_joined(op, np.maximum(op.x.size * max(1.0, slope), np.abs(_value(op))), [op.x], k=1)]
+    return [joined(op, np.maximum(op.x.size * max(1.0, slope), np.abs(_value(op))), [op.x], k=1)]
 
 
-def _prelu(op: _Op) -> list[Bounded]:
+def _prelu(op: Op) -> list[Bounded]:
     x, slope = op[0], op[1]
     size = np.asarray(x.size * np.maximum(1.0, slope.size))
-    return [_product(op, size, x, slope, n=0, k=1, sums=False)]
+    return [product(op, size, x, slope, n=0, k=1, sums=False)]
 
 
-def _hard_sigmoid(op: _Op) -> list[Bounded]:
+def _hard_sigmoid(op: Op) -> list[Bounded]:
     alpha, beta = abs(float(op.attribute("alpha", 0.2))), abs(float(op.attribute("beta", 0.5)))
-    return [_joined(op, alpha * op.x.size + beta, [op.x], k=2)]
+    return [joined(op, alpha * op.x.size + beta, [op.x], k=2)]
 
 
-def _where(op: _Op) -> list[Bounded]:
+def _where(op: Op) -> list[Bounded]:
     if not op[0].exact:
         raise NoBound("Where with a computed condition")
-    return [_joined(op, np.where(op[0].value, op[1].size, op[2].size), [op[1], op[2]])]
+    return [joined(op, np.where(op[0].value, op[1].size, op[2].size), [op[1], op[2]])]
 
 
-def _cast(op: _Op) -> list[Bounded]:
+def _cast(op: Op) -> list[Bounded]:
     """CastLike too: its second operand lends its type only."""
     value = _value(op)
     narrow = {2.0**-24: np.float32, 2.0**-11: np.float16}.get(op.arithmetic.stored)
     if narrow is not None and op.x.exact and np.array_equal(value.astype(narrow), value):
         return [Bounded(value, np.abs(value))]
-    return [_joined(op, np.abs(value) if op.x.value.dtype.kind != "f" else op.x.size, [op.x], k=1)]
+    return [joined(op, np.abs(value) if op.x.value.dtype.kind != "f" else op.x.size, [op.x], k=1)]
 
 
-def _dequantized(op: _Op) -> list[Bounded]:
+def _dequantized(op: Op) -> list[Bounded]:
     if not op.x.exact:
         raise NoBound("DequantizeLinear of computed integers")
-    return [_joined(op, np.abs(_value(op)), op.given, k=2)]
+    return [joined(op, np.abs(_value(op)), op.given, k=2)]
 
 
-def _layout(op: _Op) -> list[Bounded]:
+def _layout(op: Op) -> list[Bounded]:
     """Moves elements of its first operand and computes nothing; further operands say where to."""
     if any(not operand.exact for operand in op.given[1:]):
         raise NoBound(f"{op.node.op_type} by computed positions")
     sizes = op.on_sizes(0)
-    return [_joined(op, size, [op.x], output=k) for k, size in zip(_named(op), sizes, strict=True)]
+    return [joined(op, size, [op.x], output=k) for k, size in zip(_named(op), sizes, strict=True)]
 
 
-def _named(op: _Op) -> list[int]:
+def _named(op: Op) -> list[int]:
     return [k for k, name in enumerate(op.node.output) if name]
 
 
-def _pad(op: _Op) -> list[Bounded]:
+def _pad(op: Op) -> list[Bounded]:
     fill = [op[2]] if op.has(2) else []
     sizes = op.on_sizes(0, 2)[0]
-    return [_joined(op, np.maximum(sizes, np.abs(_value(op))), [op.x, *fill])]
+    return [joined(op, np.maximum(sizes, np.abs(_value(op))), [op.x, *fill])]
 
 
-def _concat(op: _Op) -> list[Bounded]:
-    return [_joined(op, op.on_sizes(*range(len(op.operands)))[0], op.given)]
+def _concat(op: Op) -> list[Bounded]:
+    return [joined(op, op.on_sizes(*range(len(op.operands)))[0], op.given)]
 
 
-def _pool(op: _Op) -> list[Bounded]:
+def _pool(op: Op) -> list[Bounded]:
     if len([o for o in op.node.output if o]) > 1:
         raise NoBound("MaxPool with indices")
     # Half of a window may lie in the padding; a maximum of sizes is never below the size of the maximum.
-    return [_joined(op, op.on_sizes(0)[0], [op.x])]
+    return [joined(op, op.on_sizes(0)[0], [op.x])]
 
 
-def _averaged(op: _Op) -> list[Bounded]:
+def _averaged(op: Op) -> list[Bounded]:
     length = math.prod(op.attribute("kernel_shape", [1]))
     if op.node.op_type != "AveragePool":
         length = max(1, op.x.value.size // max(1, _value(op).size))
-    return [_joined(op, op.on_sizes(0)[0], [op.x], n=length, k=2)]
+    return [joined(op, op.on_sizes(0)[0], [op.x], n=length, k=2)]
 
 
-def _resized(op: _Op) -> list[Bounded]:
+def _resized(op: Op) -> list[Bounded]:
     mode = op.attribute("mode", "nearest")
     if mode not in ("nearest", "linear", "bilinear") or op.attribute("antialias", 0):
         raise NoBound(f"Resize ({mode})")
@@ -305,7 +311,7 @@ def _resized(op: _Op) -> list[Bounded]:
     widened = replace(op.x, size=_neighbours(op.x.size))
     wide = replace(op, operands=[widened, *op.operands[1:]])
     roundings = 0 if mode == "nearest" else 4 * max(op.x.value.ndim, 1)
-    return [_joined(op, wide.on_sizes(0)[0], [op.x], k=roundings)]
+    return [joined(op, wide.on_sizes(0)[0], [op.x], k=roundings)]
 
 
 def _neighbours(size: Array) -> Array:
@@ -319,6 +325,7 @@ def _neighbours(size: Array) -> Array:
     return size
 
 
+ONNX = Kernels(evaluate_node, {})
 _SHAPES = frozenset(("Shape", "Size", "Constant", "ConstantOfShape"))
 _RULES: dict[str, Rule] = {
     "BatchNormalization": _norm,
