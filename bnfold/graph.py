@@ -15,9 +15,10 @@ import onnx
 
 from . import constants
 from .bodies import bodies_of
+from .dtypes import FLOATS
 from .gauge import Reason, Refusal, Shape
 from .shapes import Shapes
-from .weights import FLOATS, Tensor, tensor
+from .weights import Tensor, tensor
 
 _NEUTRAL = frozenset(("Shape", "Size"))
 _RANDOM = frozenset(

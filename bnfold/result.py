@@ -13,12 +13,13 @@ import numpy as np
 import onnx
 
 from .affine import Array
+from .dtypes import rounded
 from .files import ModelFile, copy, materialized, save
 from .files.pouring import Computed
 from .graph import Graph, Node
 from .overlay import Plan
 from .report import FoldReport
-from .weights import Tensor, Watched, rounded
+from .weights import Tensor, Watched
 
 if TYPE_CHECKING:
     from .check.certificate import CertificateResult

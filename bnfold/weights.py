@@ -19,33 +19,11 @@ import onnx
 from numpy.typing import NDArray
 
 from .affine import Affine, Array
+from .dtypes import DTYPES, FLOATS, LARGEST, LOST, itemsize, rounded, type_name
 from .errors import MalformedModel
 from .files.external import Extent, Sources, extent, read_external
 from .files.wire import BULK, FOLDED, mark
 
-_DTYPES: dict[int, np.dtype[Any]] = {
-    onnx.TensorProto.FLOAT: np.dtype("<f4"),
-    onnx.TensorProto.DOUBLE: np.dtype("<f8"),
-    onnx.TensorProto.FLOAT16: np.dtype("<f2"),
-    onnx.TensorProto.INT64: np.dtype("<i8"),
-    onnx.TensorProto.INT32: np.dtype("<i4"),
-    onnx.TensorProto.INT8: np.dtype("i1"),
-    onnx.TensorProto.UINT8: np.dtype("u1"),
-}
-FLOATS = frozenset(
-    (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-)
-_LARGEST: dict[int, float] = {
-    onnx.TensorProto.FLOAT: float(np.finfo(np.float32).max),
-    onnx.TensorProto.DOUBLE: float(np.finfo(np.float64).max),
-    onnx.TensorProto.FLOAT16: 65504.0,
-    onnx.TensorProto.BFLOAT16: 3.3895313892515355e38,
-}
-# Half of float16's smallest subnormal: what rounds to 0 there (a tie goes to even, which is 0), and is missed, for an
-# activation of 1e4 would have made 3e-4 of it. Below float32's 2^-150 nothing is missed: only activations near the end
-# of the range could make it more than the last bit of a subnormal. Dead channels (gamma and weights both decayed to
-# 1e-39) have such products.
-_LOST: dict[int, float] = {onnx.TensorProto.FLOAT16: 2.0**-25}
 _VALUE = """raw_data float_data int32_data int64_data double_data uint64_data external_data data_location""".split()
 _BLOCK = 1 << 20  # bytes of a tensor that are computed at once; with less, threads wait more for the interpreter
 _KEPT = 1 << 22  # bytes, or elements: rooms of more than this are not kept
@@ -174,7 +152,7 @@ class Tensor:
                     np.multiply(value, _cut(step.scale, start, stop), out=value)
                 if not step.is_pure_scale:
                     np.add(value, _cut(step.shift, start, stop), out=value)
-            if block.flags.writeable and self.is_float and block.dtype == _DTYPES.get(self.data_type):
+            if block.flags.writeable and self.is_float and block.dtype == DTYPES.get(self.data_type):
                 np.copyto(block, value, casting="same_kind")  # in the room where the original was: nobody needs it
             else:
                 block = rounded(value, self.data_type)
@@ -189,7 +167,7 @@ class Tensor:
         proto, (count, *sizes) = self.proto, tuple(self.proto.dims)
         width = math.prod(sizes) * itemsize(proto.data_type)
         step = max(1, _BLOCK // max(1, width))
-        dtype = _DTYPES.get(proto.data_type)
+        dtype = DTYPES.get(proto.data_type)
         where = None
         if proto.data_location == onnx.TensorProto.EXTERNAL and dtype is not None:
             where = extent(proto, self.directory)
@@ -213,15 +191,15 @@ class Tensor:
 
     def misfit(self) -> str | None:
         """Why the edited value does not fit its stored type (overflow; in float16 a value lost to 0 too), or None."""
-        if not self.is_float or (self.data_type not in _LOST and self._fits()):
+        if not self.is_float or (self.data_type not in LOST and self._fits()):
             return None  # an integer's map is made to stay in its range
         exact = self.exact()
         stored = rounded(exact, self.data_type)
         as_float = exact if self.data_type == onnx.TensorProto.BFLOAT16 else stored.astype(np.float64)
-        over = ~np.isfinite(as_float) | (np.abs(exact) > _LARGEST[self.data_type])
+        over = ~np.isfinite(as_float) | (np.abs(exact) > LARGEST[self.data_type])
         if over.any():  # what was infinite before, a bound or a mask, may stay so
             over &= ~(np.isinf(exact) & np.isinf(np.broadcast_to(self.array().astype(np.float64), exact.shape)))
-        lost = (exact != 0) & (np.abs(exact) <= _LOST.get(self.data_type, 0.0))
+        lost = (exact != 0) & (np.abs(exact) <= LOST.get(self.data_type, 0.0))
         for bad, what in ((over, "overflow to infinity"), (lost, "become 0")):
             if bad.any():
                 where = np.unravel_index(int(np.argmax(bad)), bad.shape)
@@ -232,11 +210,11 @@ class Tensor:
     def _fits(self) -> bool:
         if self.size <= _CACHED:
             exact = self.exact()
-            return not exact.size or float(np.abs(exact).max()) < _LARGEST[self.data_type] / 2
+            return not exact.size or float(np.abs(exact).max()) < LARGEST[self.data_type] / 2
         top = self._top()  # a bound instead of a look at each element: only huge scales can leave the range
         for step in self.steps:
             top = top * float(np.abs(step.scale).max()) + float(np.abs(step.shift).max())
-        return top < _LARGEST[self.data_type] / 2
+        return top < LARGEST[self.data_type] / 2
 
     def _top(self) -> float:
         """The largest absolute value of the original; NaN if it holds one."""
@@ -271,8 +249,8 @@ class Watched:
 
     def _piece(self, make: Callable[[Sources], bytes | memoryview], files: Sources) -> bytes | memoryview:
         piece = make(files)
-        values: NDArray[Any] = np.frombuffer(piece, _DTYPES[self.tensor.data_type])
-        top = _LARGEST[self.tensor.data_type]
+        values: NDArray[Any] = np.frombuffer(piece, DTYPES[self.tensor.data_type])
+        top = LARGEST[self.tensor.data_type]
         if values.size and not (-top < values.min() and values.max() < top):  # NaN is not
             raise OutOfRange(self.tensor.name)
         return piece
@@ -290,7 +268,7 @@ def tensor(proto: onnx.TensorProto, directory: Path | None, name: str | None = N
 
 def read(proto: onnx.TensorProto, directory: Path | None) -> NDArray[Any]:
     """The array of a TensorProto, from its own bytes or from the external file in `directory`."""
-    dtype = _DTYPES.get(proto.data_type)
+    dtype = DTYPES.get(proto.data_type)
     try:
         if proto.data_location == onnx.TensorProto.EXTERNAL:
             raw = read_external(proto, directory)
@@ -344,36 +322,3 @@ def _taken(rows: NDArray[Any], _: Sources) -> NDArray[Any]:
 def _cut(coefficients: Array, start: int, stop: int) -> Array:
     """The rows of coefficients that broadcast to the tensor."""
     return coefficients[start:stop] if coefficients.ndim and coefficients.shape[0] > 1 else coefficients
-
-
-def rounded(exact: Array, data_type: int) -> NDArray[Any]:
-    """float64 to the stored type in one rounding, to nearest even; bfloat16 as its uint16 bit pattern."""
-    if data_type == onnx.TensorProto.BFLOAT16:
-        return _bfloat16(exact)
-    if data_type not in FLOATS:
-        exact = np.rint(exact)
-    with np.errstate(over="ignore", under="ignore"):
-        return np.ascontiguousarray(exact).astype(_DTYPES[data_type]).reshape(exact.shape)
-
-
-def _bfloat16(exact: Array) -> NDArray[np.uint16]:
-    # Through float32 to nearest would round twice. Round to odd first: the last bit of the float32 says "inexact",
-    # and with 16 bits to spare the second rounding is then the right one (Boldo and Melquiond, 2008).
-    with np.errstate(over="ignore", under="ignore"):
-        single = np.ascontiguousarray(exact).astype(np.float32)
-        back = single.astype(np.float64)
-        inexact = (back != exact) & np.isfinite(back)
-        away = inexact & (np.abs(back) > np.abs(exact))
-    bits = single.view(np.uint32).reshape(exact.shape).copy()
-    bits = np.where(away, bits - 1, bits) | inexact.astype(np.uint32)  # toward zero, then odd
-    finite = np.isfinite(exact)
-    nearest = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    return np.asarray(np.where(finite, nearest, bits >> np.uint32(16)), np.uint16)
-
-
-def itemsize(data_type: int) -> int:
-    return onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize
-
-
-def type_name(data_type: int) -> str:
-    return onnx.TensorProto.DataType.Name(data_type).lower()

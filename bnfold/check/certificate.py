@@ -15,8 +15,9 @@ import onnx
 from numpy.typing import NDArray
 
 from ..bodies import graphs_of
+from ..dtypes import rounded
 from ..files import load
-from ..weights import Tensor, read, rounded
+from ..weights import Tensor, read
 
 if TYPE_CHECKING:
     from ..result import FoldResult, Record

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from ..affine import Affine, affine, channel
 from ..bodies import graphs_of
+from ..dtypes import rounded
 from ..fold import fold_leaving
 from ..gauge import Refusal
 from ..graph import Graph, Node
 from ..result import FoldResult, Record
 from ..sources import EPSILON, Source, read
-from ..weights import Tensor, rounded
+from ..weights import Tensor
 from .rounding import roundoff
 
 __all__ = ["FAULTS", "Planted", "faulty"]

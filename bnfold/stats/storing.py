@@ -9,9 +9,9 @@ import numpy.typing as npt
 import onnx
 
 from ..bodies import bodies_of
+from ..dtypes import rounded, type_name
 from ..errors import UsageError
 from ..graph import free_names
-from ..weights import rounded, type_name
 from .layers import Layer
 from .moments import Moments
 
