@@ -214,8 +214,11 @@ def statistics_command(
     seeds: int, epochs: int, runs: int, size: int, batch: tuple[int, ...], part: tuple[str, ...]
 ) -> None:
     """What ways of estimating population statistics are worth, and what they cost (needs torch, scikit-learn)."""
-    chosen = part or PARTS
+    import torch
 
+    chosen = part or PARTS
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # networks this small only wait for a second one
     if "chain" in chosen:
         chain(click.echo)
     if "formula" in chosen:
@@ -225,5 +228,6 @@ def statistics_command(
             digits(click.echo, count, seeds, epochs if count > 8 else max(1, epochs // 8))
     if "enough" in chosen:
         enough(click.echo, epochs)
+    torch.set_num_threads(threads)
     if "speed" in chosen:
         speed(click.echo, runs, size)
