@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import click
 
 from .check import check_command
@@ -25,6 +27,10 @@ main.add_command(faults_command)
 main.add_command(peers_command)
 main.add_command(latency_command)
 main.add_command(statistics_command)
+if find_spec("torch") is not None:
+    from .torch_modules import torch_command
+
+    main.add_command(torch_command)
 
 if __name__ == "__main__":
     main()

@@ -8,7 +8,7 @@ Whatever is out of the ordinary is left to the search: the result must be the sa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from .affine import Affine, Array
 from .graph import Graph, Node
 from .laws import LAWS
-from .search import Plan
+from .overlay import Plan
 from .sources import EPSILON
 from .weights import Tensor, zeros
 
@@ -38,15 +38,11 @@ class Pair:
     scale: Array
     shift: Array
     was: tuple[Tensor, ...]
+    growth: int  # bytes that the model gains
 
     def plan(self) -> Plan:
         edits = {(self.conv, 1): self.weight, (self.conv, 2): self.bias}
         return Plan(True, "up", edits, {}, {}, {}, {}, (), (self.conv,))
-
-    @property
-    def growth(self) -> int:
-        """Bytes that the model gains."""
-        return 0 if self.conv.has(2) else self.bias.nbytes
 
 
 @dataclass(slots=True, eq=False)
@@ -72,7 +68,7 @@ def pairs(graph: Graph, nodes: Iterable[Node]) -> dict[Node, Pair]:
     for shape, group in groups.items():
         many = math.prod(shape) <= _SMALL
         for start in range(0, len(group), 1 << 10):
-            for node, pair in _prepared(group[start : start + (1 << 10)], shape, many):
+            for node, pair in _prepared(graph, group[start : start + (1 << 10)], shape, many):
                 found[node] = pair
     return found
 
@@ -128,14 +124,17 @@ def _alone(graph: Graph, conv: Node, value: str) -> bool:
     return all(graph.has_one_reader(name) for name in (value, *conv.inputs[1:3]))
 
 
-def _stacked(tensors: Iterable[Tensor], shape: tuple[int, ...]) -> Array:
+def _stacked(tensors: Sequence[Tensor], shape: tuple[int, ...]) -> Array:
+    held = [t.proto.raw_data if t.proto is not None else b"" for t in tensors]
+    if all(held):
+        return np.frombuffer(b"".join(held), "<f4").reshape(-1, *shape).astype(np.float64)
     arrays: list[NDArray[np.float32]] = [t.array() for t in tensors]
     return np.concatenate([a.reshape(1, *shape) for a in arrays]).astype(np.float64)
 
 
-def _prepared(group: list[_Found], shape: tuple[int, ...], many: bool) -> Iterator[tuple[Node, Pair]]:
+def _prepared(graph: Graph, group: list[_Found], shape: tuple[int, ...], many: bool) -> Iterator[tuple[Node, Pair]]:
     size = shape[:1]
-    gamma, beta, mean, variance = (_stacked((f.parameters[k] for f in group), size) for k in range(4))
+    gamma, beta, mean, variance = (_stacked([f.parameters[k] for f in group], size) for k in range(4))
     epsilon = np.asarray([f.epsilon for f in group])[:, None]
     with np.errstate(all="ignore"):
         deviation = np.sqrt(variance + epsilon)
@@ -144,7 +143,7 @@ def _prepared(group: list[_Found], shape: tuple[int, ...], many: bool) -> Iterat
         sound = np.isfinite(scale + shift + deviation).all(1) & (deviation > 0).all(1) & (variance >= 0).all(1)
     sound &= _varies(scale) & _varies(shift)  # coefficients that are all the same have a form of their own
     column = (len(group), size[0], *(1,) * (len(shape) - 1))
-    weights = _stacked((f.weight for f in group), shape) * scale.reshape(column) if many else None
+    weights = _stacked([f.weight for f in group], shape) * scale.reshape(column) if many else None
     if weights is not None:
         sound &= np.abs(weights).reshape(len(group), -1).max(1) < _HALF_OF_LARGEST  # NaN is not
     none = np.zeros(size)
@@ -154,20 +153,29 @@ def _prepared(group: list[_Found], shape: tuple[int, ...], many: bool) -> Iterat
     sound &= np.abs(biases).max(1) < _HALF_OF_LARGEST
     with np.errstate(over="ignore", invalid="ignore"):  # of what is not sound; that is left to the search
         raw = [biases.astype("<f4"), *(() if weights is None else (weights.astype("<f4"),))]
+    added = size[0] * 4  # of a float32 bias
     layout = (1, size[0], *(1,) * (len(shape) - 2))
     for k, found in enumerate(group):
         if not sound[k]:
             continue
         rows = Affine(scale[k].reshape(column[1:]), np.zeros(()))
         weight = _edited(found.weight, rows, *(() if weights is None else (weights[k], raw[1][k].tobytes())))
-        if weights is None and weight.misfit() is not None:
+        if weights is None and graph.misfit(weight) is not None:
             continue
         base = zeros("", size, _FLOAT) if found.bias is None else found.bias
         bias = _edited(base, Affine(scale[k], shift[k]), biases[k], raw[0][k].tobytes())
         was = (found.weight, *(() if found.bias is None else (found.bias,)), *found.parameters)
         yield (
             found.node,
-            Pair(found.conv, weight, bias, scale[k].reshape(layout), shift[k].reshape(layout), was),
+            Pair(
+                found.conv,
+                weight,
+                bias,
+                scale[k].reshape(layout),
+                shift[k].reshape(layout),
+                was,
+                added if found.bias is None else 0,
+            ),
         )
 
 

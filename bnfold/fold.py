@@ -27,6 +27,35 @@ __all__ = ["FoldResult", "fold", "fold_leaving"]
 _FREE_GROWTH = 16 << 20  # bytes that clones and grown biases may always add
 
 
+@contextmanager
+def _no_collector() -> Generator[None]:
+    """A fold makes many small objects that live on: looking for cycles among them is a fifth of its time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@contextmanager
+def _contradictions_told(source: ModelFile, original: onnx.ModelProto) -> Generator[None]:
+    """Turn what goes wrong inside because the model contradicts itself into a sentence that says where."""
+    try:
+        yield
+    except (BnfoldError, MemoryError):
+        raise
+    except Exception as error:  # a bug here, or attributes and shapes that cannot go together
+        from .files.contradiction import contradiction
+
+        why = contradiction(original)
+        if why is None:
+            raise
+        where = "The model" if source.path is None else str(source.path)
+        raise MalformedModel(f"{where} contradicts itself: {why.rstrip('.')}.") from error
+
+
 def fold(
     model: str | os.PathLike[str] | onnx.ModelProto,
     *,
@@ -66,6 +95,7 @@ def fold(
     )
 
 
+@_no_collector()
 def fold_leaving(
     model: str | os.PathLike[str] | onnx.ModelProto,
     leave: Mapping[str, str] | None,
@@ -77,125 +107,73 @@ def fold_leaving(
     max_growth: int | Callable[[int], int] | None = None,
     aggressive: bool = False,
     partial: bool = False,
+    late: bool = False,
     read: Callable[[Graph, Node], sources.Source | Refusal] = sources.read,
 ) -> FoldResult:
     """`fold`, but sources in front of the rounding ops named in `leave` stay, for the reason given there (None: all).
 
     max_growth: may also be a function of the model's size in bytes.
+    late: whether large weights fit their type is found out when they are written: `save` raises OutOfRange where one
+        may not, and the model has to be folded again without `late`.
     read: what a source's map is; the check's faults.py reads one wrongly on purpose.
     """
-    with _no_collector():
-        return _fold_leaving(
-            model, leave, (tuple(skip), tuple(only)), freeze_inputs, keep_inputs, max_growth, aggressive, partial, read
-        )
-
-
-@contextmanager
-def _no_collector() -> Generator[None]:
-    """A fold makes many small objects that live on: looking for cycles among them is a fifth of its time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _fold_leaving(
-    model: str | os.PathLike[str] | onnx.ModelProto,
-    leave: Mapping[str, str] | None,
-    patterns: tuple[tuple[str, ...], tuple[str, ...]],
-    freeze_inputs: bool,
-    keep_inputs: bool,
-    max_growth: int | Callable[[int], int] | None,
-    aggressive: bool,
-    partial: bool,
-    read: Callable[[Graph, Node], sources.Source | Refusal],
-) -> FoldResult:
     source = load(model)
     original = onnx.ModelProto()
     original.CopyFrom(source.model)
-    try:
-        return _fold_loaded(
-            source, original, leave, patterns, freeze_inputs, keep_inputs, max_growth, aggressive, partial, read
+    with _contradictions_told(source, original):
+        if max_growth is None:
+            limit = max(_FREE_GROWTH, source.total_size // 10)
+        else:
+            limit = max_growth if isinstance(max_growth, int) else max_growth(source.total_size)
+        overridable, frozen = overridable_inputs(source.model, freeze_inputs=freeze_inputs, keep_inputs=keep_inputs)
+        opsets = {"" if i.domain == "ai.onnx" else i.domain: i.version for i in source.model.opset_import}
+        model, stored = source.model, original
+        if model.functions and (flat := inlined(model)) is not None:
+            model, stored = flat, onnx.ModelProto()
+            stored.CopyFrom(flat)
+        main = Graph(model.graph, opsets, source.directory, stored=stored.graph, overridable=overridable, late=late)
+        folder = Folder(tuple(skip), tuple(only), limit, leave, aggressive=aggressive, partly=partial, read=read)
+        graphs = list(main.nested())
+        before = sum(g.size() for g in graphs)
+        runs = [run for graph in graphs for run in folder.runs(graph)]
+        folder.check_patterns()
+        records = {graph: folder.fold(graph) for graph in graphs}
+        changed = any(graph.edited or graph.removed for graph in graphs)
+        left: list[str] = []
+        if changed:
+            receipt.without(model)
+            for graph in reversed(graphs):  # bodies before the graph that may copy the nodes which hold them
+                rewrite.release(graph)
+                left += rewrite.finish(graph, inputs_too=graph is main and model.ir_version < 4)
+        folded = tuple(f for run in runs if (f := run.folded()) is not None)
+        inside = tuple(_in_functions(model))
+        kept = (*(k for run in runs for k in run.kept()), *inside)
+        report = FoldReport(
+            folded=folded,
+            kept=kept,
+            sources=len(folded) + len(kept),
+            batch_normalizations=len(inside)
+            + sum(1 for run in runs for n in run.nodes if n.op_type == "BatchNormalization"),
+            nodes_before=before,
+            nodes_after=sum(g.size() for g in graphs),
+            opset=opsets.get("", 0),
+            growth_bytes=folder.growth,
+            notes=(
+                *source.notes,
+                *folder.notes,
+                *_rounding_notes(folder.rounded),
+                *_input_notes([name for name in left if name in frozen]),
+            ),
         )
-    except (BnfoldError, MemoryError):
-        raise
-    except Exception as error:  # a bug here, or attributes and shapes that cannot go together
-        from .files.contradiction import contradiction
-
-        why = contradiction(original)
-        if why is None:
-            raise
-        where = "The model" if source.path is None else str(source.path)
-        raise MalformedModel(f"{where} contradicts itself: {why.rstrip('.')}.") from error
-
-
-def _fold_loaded(
-    source: ModelFile,
-    original: onnx.ModelProto,
-    leave: Mapping[str, str] | None,
-    patterns: tuple[tuple[str, ...], tuple[str, ...]],
-    freeze_inputs: bool,
-    keep_inputs: bool,
-    max_growth: int | Callable[[int], int] | None,
-    aggressive: bool,
-    partial: bool,
-    read: Callable[[Graph, Node], sources.Source | Refusal],
-) -> FoldResult:
-    if max_growth is None:
-        limit = max(_FREE_GROWTH, source.total_size // 10)
-    else:
-        limit = max_growth if isinstance(max_growth, int) else max_growth(source.total_size)
-    overridable, frozen = overridable_inputs(source.model, freeze_inputs=freeze_inputs, keep_inputs=keep_inputs)
-    opsets = {"" if i.domain == "ai.onnx" else i.domain: i.version for i in source.model.opset_import}
-    model, stored = source.model, original
-    if model.functions and (flat := inlined(model)) is not None:
-        model, stored = flat, onnx.ModelProto()
-        stored.CopyFrom(flat)
-    main = Graph(model.graph, opsets, source.directory, stored=stored.graph, overridable=overridable)
-    folder = Folder(*patterns, limit, leave, aggressive=aggressive, partly=partial, read=read)
-    graphs = list(_nested(main))
-    before = sum(g.size() for g in graphs)
-    runs = [run for graph in graphs for run in folder.runs(graph)]
-    folder.check_patterns()
-    records = {graph: folder.fold(graph) for graph in graphs}
-    changed = any(graph.edited or graph.removed for graph in graphs)
-    left: list[str] = []
-    if changed:
-        receipt.without(model)
-        for graph in reversed(graphs):  # bodies before the graph that may copy the nodes which hold them
-            rewrite.release(graph)
-            left += rewrite.finish(graph, inputs_too=graph is main and model.ir_version < 4)
-    notes = [*source.notes, *folder.notes, *_rounding_notes(folder.rounded)]
-    left = [name for name in left if name in frozen]
-    if left:
-        notes.append(
-            f"{len(left)} folded weights left the graph's inputs ({left[0]}, ...): whoever feeds one gets an error, "
-            "not a wrong answer."
+        return FoldResult(
+            report,
+            model,
+            ModelFile(original, source.path, source.directory, source.size, external=source.external),
+            changed,
+            tuple(dict.fromkeys(folder.rounded.values())),
+            graphs,
+            [record for graph in graphs for record in records[graph]],
         )
-    report = FoldReport(
-        folded=tuple(f for run in runs if (f := run.folded()) is not None),
-        kept=(*(k for run in runs for k in run.kept()), *_in_functions(model)),
-        sources=0,
-        batch_normalizations=sum(1 for run in runs for n in run.nodes if n.op_type == "BatchNormalization"),
-        nodes_before=before,
-        nodes_after=sum(g.size() for g in graphs),
-        opset=opsets.get("", 0),
-        growth_bytes=folder.growth,
-        notes=tuple(notes),
-    )
-    report = _counted(report)
-    return FoldResult(
-        report,
-        model,
-        ModelFile(original, source.path, source.directory, source.size),
-        changed,
-        tuple(dict.fromkeys(folder.rounded.values())),
-        graphs,
-        [record for graph in graphs for record in records[graph]],
-    )
 
 
 def _rounding_notes(rounded: Mapping[str, str]) -> list[str]:
@@ -206,22 +184,11 @@ def _rounding_notes(rounded: Mapping[str, str]) -> list[str]:
     return [f"{many} in front of an op that rounds: the check wants the same integers there, bit for bit."]
 
 
-def _counted(report: FoldReport) -> FoldReport:
-    from dataclasses import replace
-
-    inside = sum(1 for k in report.kept if k.reason == Reason.UNKNOWN_OP and k.at.startswith("function "))
-    return replace(
-        report,
-        sources=len(report.folded) + len(report.kept),
-        batch_normalizations=report.batch_normalizations + inside,
-    )
-
-
-def _nested(graph: Graph) -> Iterator[Graph]:
-    """The graph and the bodies inside it, in the order in which certificate.py goes through a file."""
-    yield graph
-    for child in graph.children:
-        yield from _nested(child)
+def _input_notes(left: Sequence[str]) -> list[str]:
+    if not left:
+        return []
+    weights = f"{len(left)} folded weights left the graph's inputs ({left[0]}, ...)"
+    return [f"{weights}: whoever feeds one gets an error, not a wrong answer."]
 
 
 def _in_functions(model: onnx.ModelProto) -> Iterator[Kept]:

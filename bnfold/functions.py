@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnx
 
+from .bodies import nodes_of
+
 _Id = tuple[str, str, str]
 _MOST = 1_000_000  # nodes that inlining may make: functions that call one another twice each grow without bounds
 
@@ -26,9 +28,9 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto | None:
 
 def _holding(model: onnx.ModelProto) -> list[_Id]:
     bodies = {(f.domain, f.name, f.overload): list(f.node) for f in model.functions}
-    found = {key for key, nodes in bodies.items() if any(_is_source(node) for node in _all(nodes))}
+    found = {key for key, nodes in bodies.items() if any(_is_source(node) for node in nodes_of(nodes))}
     while True:
-        callers = {key for key, nodes in bodies.items() if any(_calls(node) in found for node in _all(nodes))}
+        callers = {key for key, nodes in bodies.items() if any(_calls(node) in found for node in nodes_of(nodes))}
         if callers <= found:
             return [key for key in bodies if key in found]
         found |= callers
@@ -38,11 +40,11 @@ def _is_finite(model: onnx.ModelProto, holding: frozenset[_Id]) -> bool:
     """Whether inlining ends, and with no more than _MOST nodes."""
     calls: dict[_Id, tuple[list[_Id], int]] = {}
     for f in model.functions:
-        nodes = _all(list(f.node))
+        nodes = list(nodes_of(f.node))
         calls[f.domain, f.name, f.overload] = [_calls(n) for n in nodes if _calls(n) in holding], len(nodes)
     sizes: dict[_Id, int] = {}
     open_: set[_Id] = set()
-    wanted = [_calls(node) for node in _all(list(model.graph.node)) if _calls(node) in holding]
+    wanted = [_calls(node) for node in nodes_of(model.graph.node) if _calls(node) in holding]
     stack = list(dict.fromkeys(wanted))
     while stack:
         key = stack[-1]
@@ -64,14 +66,3 @@ def _is_source(node: onnx.NodeProto) -> bool:
 
 def _calls(node: onnx.NodeProto) -> _Id:
     return (node.domain, node.op_type, node.overload)
-
-
-def _all(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """The nodes and those in their bodies."""
-    out: list[onnx.NodeProto] = []
-    for node in nodes:
-        out.append(node)
-        for attribute in node.attribute:
-            for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                out += _all(list(body.node))
-    return out

@@ -14,9 +14,11 @@ from typing import Any
 import onnx
 
 from . import constants
+from .bodies import bodies_of
+from .dtypes import FLOATS
 from .gauge import Reason, Refusal, Shape
 from .shapes import Shapes
-from .weights import FLOATS, Tensor, tensor
+from .weights import Tensor, tensor
 
 _NEUTRAL = frozenset(("Shape", "Size"))
 _RANDOM = frozenset(
@@ -78,15 +80,6 @@ class Node:
         return bodies_of(self.proto)
 
 
-def bodies_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The graphs among a node's attributes: the branches of an If, the body of a Loop or Scan."""
-    for a in node.attribute:
-        if a.type == onnx.AttributeProto.GRAPH:
-            yield a.g
-        elif a.type == onnx.AttributeProto.GRAPHS:
-            yield from a.graphs
-
-
 class Graph:
     """The index of one graph. Names resolve to the outer scopes (`parent`) where this one does not define them."""
 
@@ -100,14 +93,19 @@ class Graph:
         parent: Graph | None = None,
         names: set[str] | None = None,
         overridable: frozenset[str] = frozenset(),
+        late: bool = False,
     ) -> None:
-        """stored: an untouched copy of `proto`, where the original bytes of the weights stay readable."""
+        """stored: an untouched copy of `proto`, where the original bytes of the weights stay readable.
+
+        late: whether large weights fit their type is found out when they are written.
+        """
         self.proto = proto
         self.stored = proto if stored is None else stored
         self.opsets = opsets
         self.directory = directory
         self.parent = parent
         self.overridable = overridable
+        self.late = late
         self.names: set[str] = set() if names is None else names
         self.tensors: dict[str, Tensor] = {t.name: tensor(t, directory) for t in self.stored.initializer}
         self.sparse: frozenset[str] = frozenset(t.values.name for t in proto.sparse_initializer)
@@ -365,6 +363,16 @@ class Graph:
             for node in self._holders
             for body, stored in zip(node.subgraphs(), bodies_of(self.stored.node[int(node.order)]), strict=True)
         ]
+
+    def misfit(self, edited: Tensor) -> str | None:
+        """Why an edited weight does not fit its type, as far as that is to be known now."""
+        return None if self.late and edited.fits_late else edited.misfit()
+
+    def nested(self) -> Iterator[Graph]:
+        """The graph and the bodies inside it, outer ones first: the order of `bodies.graphs_of`."""
+        yield self
+        for child in self.children:
+            yield from child.nested()
 
 
 def free_names(graph: onnx.GraphProto) -> set[str]:

@@ -19,10 +19,11 @@ from .direct import Pair, holds, pairs
 from .errors import UsageError
 from .graph import Graph, Node
 from .laws import LAWS
+from .overlay import Plan
 from .reasons import Reason, Refusal, most_telling
 from .report import Alternative, Folded, Kept, Target
 from .result import Record
-from .search import Plan, Search
+from .search import Search
 
 _UNASKED = "it folds only where the check finds the same integers, and none was asked for."
 _ROUNDING = frozenset(("Floor", "Ceil", "Round", "QuantizeLinear", "DynamicQuantizeLinear"))
@@ -167,20 +168,16 @@ class Folder:
                 continue
             pair = ready.get(node)
             if pair is not None and holds(graph, node, pair) and self._fits(pair):
-                touched = self._direct(graph, node, pair, records)
-                if looked:
-                    again = {s for n in touched for s in looked.pop(n, ())} - queued
-                    waiting.extend(sorted((n for n in again if n not in graph.removed), key=lambda n: n.order))
-                    queued |= again
-                continue
-            done, visited = self._try(graph, node, records)
+                done, visited = True, self._direct(graph, node, pair, records)
+            else:
+                done, visited = self._try(graph, node, records)
             if not done:
                 for other in visited:
                     looked.setdefault(other, set()).add(node)
-                continue
-            again = {s for n in visited for s in looked.pop(n, ())} - queued
-            waiting.extend(sorted((n for n in again if n not in graph.removed), key=lambda n: n.order))
-            queued |= again
+            elif looked:
+                again = {s for n in visited for s in looked.pop(n, ())} - queued
+                waiting.extend(sorted((n for n in again if n not in graph.removed), key=lambda n: n.order))
+                queued |= again
         return records
 
     def _may_take_the_shortcut(self, graph: Graph) -> bool:
@@ -197,7 +194,11 @@ class Folder:
         plan = pair.plan()
         self.growth += pair.growth
         parameters = (None, *pair.was[-4:])
-        touched = rewrite.absorb(graph, node, pair.conv, pair.weight, pair.bias)
+        edits = [  # nobody else reads what the Conv does
+            rewrite.Change(n.inputs[k] if n.has(k) else None, edited, ((n, k),), True)
+            for (n, k), edited in plan.edits.items()
+        ]
+        touched = rewrite.apply(graph, node, 0, plan, edits)
         run.plans[node] = plan
         run.refusals.pop(node, None)
         records.append(Record(node, parameters, pair.scale, pair.shift, plan))

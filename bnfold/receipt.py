@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from . import __version__
+from .files import digest
 from .files.formats import BINARY, format_of
 
 if TYPE_CHECKING:
@@ -28,7 +29,10 @@ NOT_CHECKED = "NOT CHECKED"
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What a model says of its own making. `intact`: the rest of the file is, byte for byte, what was checked."""
+    """What a model says of its own making.
+
+    intact: the rest of the file is, byte for byte, what was checked; None where nothing was, and `sha256` is empty.
+    """
 
     version: str
     source_sha256: str
@@ -39,7 +43,7 @@ class Receipt:
     verdict: str
     sentence: str
     figures: Mapping[str, Any]
-    intact: bool
+    intact: bool | None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe values."""
@@ -71,8 +75,9 @@ def write(path: Path, source_sha256: str, report: FoldReport, check: CheckResult
         "verdict": NOT_CHECKED if check is None else check.verdict.value,
         "sentence": "" if check is None else check.sentence,
         "figures": json.dumps({} if check is None else _figures(check), sort_keys=True),
-        "sha256": _digest(path),
     }
+    if check is not None:
+        entries["sha256"] = digest(path)
     if format_of(path) == BINARY:
         with path.open("ab") as file:
             file.write(_tail(entries))
@@ -88,8 +93,8 @@ def write(path: Path, source_sha256: str, report: FoldReport, check: CheckResult
 def read(path: Path, model: onnx.ModelProto) -> Receipt | None:
     """The receipt of the model file at `path`, whose content is `model`; None if it has none."""
     found = {p.key[len(PREFIX) :]: p.value for p in model.metadata_props if p.key.startswith(PREFIX)}
-    needed = ("version", "source.sha256", "sha256", "verdict", "folded", "sources", "unfolded")
-    if any(key not in found for key in needed) or not all(found[k].isdecimal() for k in needed[4:]):
+    needed = ("version", "source.sha256", "verdict", "folded", "sources", "unfolded")
+    if any(key not in found for key in needed) or not all(found[k].isdecimal() for k in needed[3:]):
         return None
     try:
         figures: Any = json.loads(found.get("figures", "{}"))
@@ -98,14 +103,14 @@ def read(path: Path, model: onnx.ModelProto) -> Receipt | None:
     return Receipt(
         found["version"],
         found["source.sha256"],
-        found["sha256"],
+        found.get("sha256", ""),
         int(found["folded"]),
         int(found["sources"]),
         int(found["unfolded"]),
         found["verdict"],
         found.get("sentence", ""),
         figures if isinstance(figures, dict) else {},  # pyright: ignore[reportUnknownArgumentType] -- what JSON holds
-        _intact(path, model, found),
+        _intact(path, model, found) if "sha256" in found else None,
     )
 
 
@@ -126,17 +131,6 @@ def _tail(entries: Mapping[str, str]) -> bytes:
     return onnx.ModelProto(metadata_props=_props(entries)).SerializeToString(deterministic=True)
 
 
-def _digest(path: Path, length: int | None = None) -> str:
-    """The SHA-256 of the first `length` bytes of a file, of all of it when None."""
-    digest = hashlib.sha256()
-    left = path.stat().st_size if length is None else length
-    with path.open("rb") as file:
-        while left > 0 and (block := file.read(min(left, 1 << 20))):
-            digest.update(block)
-            left -= len(block)
-    return digest.hexdigest()
-
-
 def _intact(path: Path, model: onnx.ModelProto, found: Mapping[str, str]) -> bool:
     if format_of(path) == BINARY:
         tail = _tail(found)
@@ -147,7 +141,7 @@ def _intact(path: Path, model: onnx.ModelProto, found: Mapping[str, str]) -> boo
             file.seek(length)
             if file.read() != tail:
                 return False
-        return _digest(path, length) == found["sha256"]
+        return digest(path, length) == found["sha256"]
     from .files.writing import serialize
 
     body = onnx.ModelProto()

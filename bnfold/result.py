@@ -13,11 +13,13 @@ import numpy as np
 import onnx
 
 from .affine import Array
+from .dtypes import rounded
 from .files import ModelFile, copy, materialized, save
+from .files.pouring import Computed
 from .graph import Graph, Node
+from .overlay import Plan
 from .report import FoldReport
-from .search import Plan
-from .weights import Tensor, rounded
+from .weights import Tensor, Watched
 
 if TYPE_CHECKING:
     from .check.certificate import CertificateResult
@@ -73,8 +75,12 @@ class FoldResult:
         return materialized(self.skeleton, self.source.directory, self._folded)
 
     @property
-    def _folded(self) -> Mapping[str, Tensor]:
-        return self._graphs[0].tensors
+    def _folded(self) -> Mapping[str, Computed]:
+        main = self._graphs[0]
+        if not main.late:
+            return main.tensors
+        edited = ((name, main.tensors[name]) for name in main.edited)
+        return {name: Watched(each) if each.fits_late else each for name, each in edited}
 
     @property
     def exact(self) -> Mapping[str, Array]:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from .graph import Graph, Node, free_names
-from .search import Plan
+from .overlay import Plan
 from .weights import Tensor, tensor
 
 
@@ -93,23 +93,6 @@ def apply(graph: Graph, source: Node, slot: int, plan: Plan, edits: Sequence[Cha
     else:
         touched |= _bypass(graph, source, slot)
     _sweep(graph, orphans)
-    return touched
-
-
-def absorb(graph: Graph, source: Node, conv: Node, weight: Tensor, bias: Tensor) -> set[Node]:
-    """`apply` for the shortcut: a Conv that alone reads its weights takes in the BatchNormalization that reads it."""
-    for slot, edited in ((1, weight), (2, bias)):
-        if conv.has(slot):
-            name = conv.inputs[slot]
-            graph.edited[name] = name
-        else:
-            name = graph.fresh(_bias_name(conv, slot))
-            graph.set_input(conv, slot, name)
-            graph.edited[name] = None
-        graph.tensors[name] = edited if edited.name else edited.named(name)
-        graph.forget(name)
-    touched = {source, conv, *_rename_up(graph, source, 0)}
-    _sweep(graph, source.inputs[1:])
     return touched
 
 

@@ -6,8 +6,8 @@ Laws answer demands with alternatives (gauge.py); the overlay remembers what a p
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from .affine import Affine, Array
 from .gauge import (
@@ -21,9 +21,9 @@ from .gauge import (
     Reason,
     Refusal,
     SetAttribute,
-    Shape,
     Vanish,
 )  # fmt: skip
+from .overlay import OverlaidOp, Overlay, Plan, Route
 from .weights import Tensor, zeros
 
 if TYPE_CHECKING:
@@ -33,9 +33,6 @@ STEPS = 2000  # laws that one search may ask
 # What arithmetic with sizes raises where they cannot go together. Shape inference leaves much of that unsaid (a bias
 # longer than the channels are many), so a law meets it: such a source stays, as one that no law can move.
 _IMPOSSIBLE = ValueError, IndexError, ZeroDivisionError, OverflowError
-_T = TypeVar("_T")
-
-_Path: TypeAlias = "tuple[Node, _Path] | None"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,125 +48,12 @@ def _impossible(node: Node) -> Refusal:
     return Refusal(Reason.MALFORMED, node.at, text)
 
 
-def _names(path: _Path) -> tuple[str, ...]:
+def _names(path: Route) -> tuple[str, ...]:
     out: list[str] = []
     while path is not None:
         out.append(path[0].at)
         path = path[1]
     return tuple(reversed(out))
-
-
-@dataclass(slots=True)
-class Overlay:
-    """What a plan would do so far, and what it still has to ask."""
-
-    edits: dict[tuple[Node, int], Tensor] = field(default_factory=dict["tuple[Node, int]", Tensor])
-    attributes: dict[Node, dict[str, float | int]] = field(default_factory=dict["Node", dict[str, float | int]])
-    produced: dict[str, Affine] = field(default_factory=dict[str, Affine])
-    carried: dict[str, Affine] = field(default_factory=dict[str, Affine])
-    accepted: set[tuple[Node, int]] = field(default_factory=set["tuple[Node, int]"])
-    vanished: dict[Node, int] = field(default_factory=dict["Node", int])
-    added: dict[Node, Array] = field(default_factory=dict["Node", Array])
-    became: dict[Node, Become] = field(default_factory=dict["Node", Become])
-    through: dict[Node, None] = field(default_factory=dict["Node", None])
-    directions: set[str] = field(default_factory=set[str])
-    ups: list[tuple[Node, int, Affine, _Path]] = field(default_factory=list["tuple[Node, int, Affine, _Path]"])
-    downs: dict[Node, tuple[dict[int, Affine], _Path]] = field(
-        default_factory=dict["Node", "tuple[dict[int, Affine], _Path]"]
-    )
-    siblings: list[tuple[str, _Path]] = field(default_factory=list["tuple[str, _Path]"])
-
-    def copy(self) -> Overlay:
-        return Overlay(
-            dict(self.edits), {n: dict(a) for n, a in self.attributes.items()}, dict(self.produced),
-            dict(self.carried), set(self.accepted), dict(self.vanished), dict(self.added), dict(self.became),
-            dict(self.through), set(self.directions), list(self.ups),
-            {n: (dict(s), p) for n, (s, p) in self.downs.items()}, list(self.siblings),
-        )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A fold that works: edits of constant operands by edge, and what happens to nodes. Applied by rewrite.py."""
-
-    upward: bool  # the source's input is stored as its output was; else the other way round
-    direction: str
-    edits: dict[tuple[Node, int], Tensor]
-    attributes: dict[Node, dict[str, float | int]]
-    vanished: dict[Node, int]
-    added: dict[Node, Array]
-    became: dict[Node, Become]
-    through: tuple[Node, ...]
-    into: tuple[Node, ...]
-    left: Array | None = None  # the shift that stays behind as an Add in the source's place
-
-    @property
-    def nodes_saved(self) -> int:
-        """The source itself, and the ops that vanish, less the ones that come in."""
-        return 1 + len(self.vanished) - len(self.added) - (self.left is not None)
-
-
-class OverlaidOp:
-    """The `Op` of a node with the plan's edits on it."""
-
-    def __init__(self, graph: Graph, overlay: Overlay, node: Node, aggressive: bool) -> None:
-        self._graph, self._overlay, self._node = graph, overlay, node
-        self.aggressive = aggressive
-        self.kind: str = node.op_type
-        self.at: str = node.at
-        self.opset: int = graph.opset(node.domain)
-        self.slots: int = len(node.inputs)
-        self.outputs: int = len(node.outputs)
-
-    def attribute(self, name: str, default: _T) -> _T:
-        changed = self._overlay.attributes.get(self._node)
-        if changed is not None and name in changed:
-            return changed[name]  # pyright: ignore[reportReturnType]  # SetAttribute keeps the attribute's type
-        return self._node.attribute(name, default)
-
-    def has(self, slot: int) -> bool:
-        return self._node.has(slot) or (self._node, slot) in self._overlay.edits
-
-    def used(self, output: int) -> bool:
-        return self._graph.is_used(self._node, output)
-
-    def _tensor(self, slot: int) -> Tensor | None:
-        edited = self._overlay.edits.get((self._node, slot))
-        if edited is not None:
-            return edited
-        return self._graph.constant(self._node.inputs[slot]) if self._node.has(slot) else None
-
-    def is_constant(self, slot: int) -> bool:
-        return self._tensor(slot) is not None
-
-    def constant(self, slot: int) -> Array | None:
-        found = self._tensor(slot)
-        return None if found is None or not found.is_float else found.exact()
-
-    def integers(self, slot: int) -> tuple[int, ...] | None:
-        found = self._tensor(slot)
-        if found is None:
-            return None
-        if found.steps:
-            return tuple(int(i) for i in found.exact().reshape(-1))
-        return tuple(found.array().reshape(-1).tolist())
-
-    def is_quantized(self, slot: int) -> bool:
-        return self._node.has(slot) and self._graph.is_quantized(self._node.inputs[slot])
-
-    def elem_type(self, slot: int) -> int:
-        found = self._tensor(slot)
-        return 0 if found is None else found.data_type
-
-    def shape(self, slot: int) -> Shape | None:
-        edited = self._overlay.edits.get((self._node, slot))
-        return edited.shape if edited is not None else self._graph.shape(self._node.inputs[slot])
-
-    def output_shape(self, output: int = 0) -> Shape | None:
-        return self._graph.shape(self._node.outputs[output])
-
-    def value(self, slot: int) -> str:
-        return self._node.inputs[slot]
 
 
 class Search:
@@ -236,7 +120,7 @@ class Search:
         if refused is not None:
             self._note(refused, direction, None)
             return None
-        waiting: list[tuple[Overlay, list[tuple[tuple[Action, ...], Node, _Path, str]]]] = []
+        waiting: list[tuple[Overlay, list[tuple[tuple[Action, ...], Node, Route, str]]]] = []
         while True:
             dead = False
             step = self._next(overlay)
@@ -257,7 +141,7 @@ class Search:
                     return None
                 answer = self._ask(overlay, node, ask)
                 told = ask.way if direction == "both" else direction
-                options: list[tuple[tuple[Action, ...], Node, _Path, str]] = []
+                options: list[tuple[tuple[Action, ...], Node, Route, str]] = []
                 for option in (answer,) if isinstance(answer, Refusal) else answer:
                     if isinstance(option, Refusal):
                         self._note(option, told, path)
@@ -279,13 +163,13 @@ class Search:
                 overlay = base.copy() if options else base
                 dead = not self._apply(overlay, chosen, direction)
 
-    def _note(self, refusal: Refusal, direction: str, path: _Path) -> None:
+    def _note(self, refusal: Refusal, direction: str, path: Route) -> None:
         way = direction if direction != "both" else "up"
         told = Refusal(refusal.reason, refusal.at, refusal.message, refusal.because, way, _names(path), self.in_parts)
         if told not in self.refusals:
             self.refusals.append(told)
 
-    def _next(self, overlay: Overlay) -> tuple[Node, _Wanted, _Path] | Refusal | None:
+    def _next(self, overlay: Overlay) -> tuple[Node, _Wanted, Route] | Refusal | None:
         # Upward demands first, because they say which readers agree, and an op of several outputs when all of them
         # have been asked for; then maps on their way down, the joins of several values last, so that both arms of a
         # diamond have arrived.
@@ -308,7 +192,7 @@ class Search:
             return node, _Wanted("down", given), path
         return None
 
-    def _compensate(self, overlay: Overlay, value: str, path: _Path) -> Refusal | None:
+    def _compensate(self, overlay: Overlay, value: str, path: Route) -> Refusal | None:
         others = [
             edge
             for edge in self._graph.readers(value)
@@ -360,11 +244,11 @@ class Search:
             return _impossible(node)
         return Refusal(Reason.CONFLICT, node.at, f"More than one output of {node.op_type} would have to change.")
 
-    def _apply(self, overlay: Overlay, option: tuple[tuple[Action, ...], Node, _Path, str], direction: str) -> bool:
+    def _apply(self, overlay: Overlay, option: tuple[tuple[Action, ...], Node, Route, str], direction: str) -> bool:
         actions, node, path, way = option
         overlay.through[node] = None
         overlay.directions.add(way)
-        here: _Path = (node, path)
+        here: Route = (node, path)
         for action in actions:
             match action:
                 case Need():
@@ -399,7 +283,7 @@ class Search:
         overlay.added[node] = shift if node not in overlay.added else overlay.added[node] + shift
         return None
 
-    def _need(self, overlay: Overlay, node: Node, need: Need, path: _Path) -> Refusal | None:
+    def _need(self, overlay: Overlay, node: Node, need: Need, path: Route) -> Refusal | None:
         if need.affine.is_identity and need.shape is None:
             return None
         if need.inverse and (weak := self._inverse()) is not None:
@@ -421,7 +305,7 @@ class Search:
             return self._edit(overlay, edge, base, need)
         return self._produce(overlay, value, need.affine, edge, path)
 
-    def _needed(self, overlay: Overlay, node: Node, need: Need, path: _Path) -> Refusal | None:
+    def _needed(self, overlay: Overlay, node: Node, need: Need, path: Route) -> Refusal | None:
         try:
             return self._need(overlay, node, need, path)
         except _IMPOSSIBLE:
@@ -436,7 +320,7 @@ class Search:
         overlay.edits[edge] = edited
         return None
 
-    def _produce(self, overlay: Overlay, value: str, a: Affine, edge: tuple[Node, int], path: _Path) -> Refusal | None:
+    def _produce(self, overlay: Overlay, value: str, a: Affine, edge: tuple[Node, int], path: Route) -> Refusal | None:
         if value in overlay.produced:
             if edge not in overlay.accepted and overlay.produced[value].equals(a):
                 overlay.accepted.add(edge)
@@ -456,7 +340,7 @@ class Search:
         overlay.siblings.append((value, path))
         return None
 
-    def _carry(self, overlay: Overlay, node: Node, carry: Carry, path: _Path) -> Refusal | None:
+    def _carry(self, overlay: Overlay, node: Node, carry: Carry, path: Route) -> Refusal | None:
         if carry.affine.is_identity:
             return None
         value = node.outputs[carry.output]
@@ -473,7 +357,7 @@ class Search:
                     return refused
         return None
 
-    def _give(self, overlay: Overlay, node: Node, slot: int, a: Affine, path: _Path) -> Refusal | None:
+    def _give(self, overlay: Overlay, node: Node, slot: int, a: Affine, path: Route) -> Refusal | None:
         given, _ = overlay.downs.setdefault(node, ({}, path))
         if slot in given:
             return Refusal(Reason.CONFLICT, node.at, "Two maps meet at one input.")
@@ -484,7 +368,7 @@ class Search:
         into = dict.fromkeys([n for n, _ in overlay.edits] + [*overlay.attributes, *overlay.added, *overlay.became])
         through = tuple(n for n in overlay.through if n not in into)
         for edge, edited in overlay.edits.items():
-            misfit = edited.misfit()
+            misfit = self._graph.misfit(edited)
             if misfit is not None:
                 if not edited.name:
                     misfit = "bias" + misfit

@@ -7,6 +7,7 @@ in float64; `exact()` is the value before rounding, `rounded()` the one that a m
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,34 +19,14 @@ import onnx
 from numpy.typing import NDArray
 
 from .affine import Affine, Array
+from .dtypes import DTYPES, FLOATS, LARGEST, LOST, itemsize, rounded, type_name
 from .errors import MalformedModel
+from .files.external import Extent, Sources, extent, read_external
 from .files.wire import BULK, FOLDED, mark
 
-_DTYPES: dict[int, np.dtype[Any]] = {
-    onnx.TensorProto.FLOAT: np.dtype("<f4"),
-    onnx.TensorProto.DOUBLE: np.dtype("<f8"),
-    onnx.TensorProto.FLOAT16: np.dtype("<f2"),
-    onnx.TensorProto.INT64: np.dtype("<i8"),
-    onnx.TensorProto.INT32: np.dtype("<i4"),
-    onnx.TensorProto.INT8: np.dtype("i1"),
-    onnx.TensorProto.UINT8: np.dtype("u1"),
-}
-FLOATS = frozenset(
-    (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-)
-_LARGEST: dict[int, float] = {
-    onnx.TensorProto.FLOAT: float(np.finfo(np.float32).max),
-    onnx.TensorProto.DOUBLE: float(np.finfo(np.float64).max),
-    onnx.TensorProto.FLOAT16: 65504.0,
-    onnx.TensorProto.BFLOAT16: 3.3895313892515355e38,
-}
-# Half of float16's smallest subnormal: what rounds to 0 there (a tie goes to even, which is 0), and is missed, for an
-# activation of 1e4 would have made 3e-4 of it. Below float32's 2^-150 nothing is missed: only activations near the end
-# of the range could make it more than the last bit of a subnormal. Dead channels (gamma and weights both decayed to
-# 1e-39) have such products.
-_LOST: dict[int, float] = {onnx.TensorProto.FLOAT16: 2.0**-25}
 _VALUE = """raw_data float_data int32_data int64_data double_data uint64_data external_data data_location""".split()
-_BLOCK = 1 << 18  # bytes of a tensor that are computed at once: in float64 they still fit a core's own cache
+_BLOCK = 1 << 20  # bytes of a tensor that are computed at once; with less, threads wait more for the interpreter
+_KEPT = 1 << 22  # bytes, or elements: rooms of more than this are not kept
 _CACHED = 1 << 16  # tensors of up to this many elements keep their float64 value: BN parameters, biases
 
 
@@ -146,10 +127,10 @@ class Tensor:
         else:
             proto.raw_data = self.raw()
 
-    def pieces(self) -> Iterator[tuple[int, Callable[[], bytes]]]:
+    def pieces(self) -> Iterator[tuple[int, Callable[[Sources], bytes | memoryview]]]:
         """The edited tensor's bytes, rounded once, in blocks of rows: (offset in bytes, what computes the block)."""
         if not self._in_rows():
-            yield 0, lambda: rounded(self.exact(), self.data_type).tobytes()
+            yield 0, lambda _: rounded(self.exact(), self.data_type).tobytes()
             return
         width = self.nbytes // self.shape[0]
         for start, stop, stored in self._blocks():
@@ -161,39 +142,64 @@ class Tensor:
             return False
         return all(c.ndim in (0, len(self.shape)) for step in self.steps for c in (step.scale, step.shift))
 
-    def _rows(self, start: int, stop: int, stored: Callable[[], NDArray[Any]]) -> bytes:
-        value: Array = stored().astype(np.float64)
-        for step in self.steps:
-            if not step.is_pure_shift:
-                value *= _cut(step.scale, start, stop)
-            if not step.is_pure_scale:
-                value += _cut(step.shift, start, stop)
-        return rounded(value, self.data_type).tobytes()
+    def _rows(self, start: int, stop: int, stored: Callable[[Sources], NDArray[Any]], files: Sources) -> memoryview:
+        block = stored(files)
+        value = _room.doubles(block.size).reshape(block.shape)
+        np.copyto(value, block)
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            for step in self.steps:
+                if not step.is_pure_shift:
+                    np.multiply(value, _cut(step.scale, start, stop), out=value)
+                if not step.is_pure_scale:
+                    np.add(value, _cut(step.shift, start, stop), out=value)
+            if block.flags.writeable and self.is_float and block.dtype == DTYPES.get(self.data_type):
+                np.copyto(block, value, casting="same_kind")  # in the room where the original was: nobody needs it
+            else:
+                block = rounded(value, self.data_type)
+        return block.reshape(-1).view(np.uint8).data
 
-    def _blocks(self) -> Iterator[tuple[int, int, Callable[[], NDArray[Any]]]]:
-        """The original in blocks of rows: (the first, the one after the last, what reads them). It has an axis."""
+    def _blocks(self) -> Iterator[tuple[int, int, Callable[[Sources], NDArray[Any]]]]:
+        """The original in blocks of rows: (the first, the one after the last, what reads them). It has an axis.
+
+        What is read from a file stands in a room that the thread's next block takes.
+        """
         assert self.proto is not None
-        proto, count = self.proto, self.proto.dims[0]
-        step = max(1, _BLOCK * count // max(1, math.prod(proto.dims) * itemsize(proto.data_type)))
-        whole = self.array() if proto.data_location != onnx.TensorProto.EXTERNAL else None
+        proto, (count, *sizes) = self.proto, tuple(self.proto.dims)
+        width = math.prod(sizes) * itemsize(proto.data_type)
+        step = max(1, _BLOCK // max(1, width))
+        dtype = DTYPES.get(proto.data_type)
+        where = None
+        if proto.data_location == onnx.TensorProto.EXTERNAL and dtype is not None:
+            where = extent(proto, self.directory)
+        whole = self.array() if where is None else None
         for start in range(0, count, step):
             stop = min(start + step, count)
-            if whole is not None:
-                yield start, stop, partial(whole.__getitem__, slice(start, stop))
+            if where is None or dtype is None:
+                assert whole is not None
+                yield start, stop, partial(_taken, whole[start:stop])
             else:
-                yield start, stop, partial(rows, proto, self.directory, start, stop)
+                yield start, stop, partial(_read_rows, where, dtype, (stop - start, *sizes), start * width)
+
+    @property
+    def fits_late(self) -> bool:
+        """Whether `Watched` finds out, while the tensor is written, what `misfit` would have to read all of it for."""
+        proto = self.proto
+        if proto is None or self.size <= _CACHED or proto.data_location != onnx.TensorProto.EXTERNAL:
+            return False
+        same = proto.data_type == self.data_type
+        return same and self.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE) and self._in_rows()
 
     def misfit(self) -> str | None:
         """Why the edited value does not fit its stored type (overflow; in float16 a value lost to 0 too), or None."""
-        if not self.is_float or (self.data_type not in _LOST and self._fits()):
+        if not self.is_float or (self.data_type not in LOST and self._fits()):
             return None  # an integer's map is made to stay in its range
         exact = self.exact()
         stored = rounded(exact, self.data_type)
         as_float = exact if self.data_type == onnx.TensorProto.BFLOAT16 else stored.astype(np.float64)
-        over = ~np.isfinite(as_float) | (np.abs(exact) > _LARGEST[self.data_type])
+        over = ~np.isfinite(as_float) | (np.abs(exact) > LARGEST[self.data_type])
         if over.any():  # what was infinite before, a bound or a mask, may stay so
             over &= ~(np.isinf(exact) & np.isinf(np.broadcast_to(self.array().astype(np.float64), exact.shape)))
-        lost = (exact != 0) & (np.abs(exact) <= _LOST.get(self.data_type, 0.0))
+        lost = (exact != 0) & (np.abs(exact) <= LOST.get(self.data_type, 0.0))
         for bad, what in ((over, "overflow to infinity"), (lost, "become 0")):
             if bad.any():
                 where = np.unravel_index(int(np.argmax(bad)), bad.shape)
@@ -204,22 +210,50 @@ class Tensor:
     def _fits(self) -> bool:
         if self.size <= _CACHED:
             exact = self.exact()
-            return not exact.size or float(np.abs(exact).max()) < _LARGEST[self.data_type] / 2
+            return not exact.size or float(np.abs(exact).max()) < LARGEST[self.data_type] / 2
         top = self._top()  # a bound instead of a look at each element: only huge scales can leave the range
         for step in self.steps:
             top = top * float(np.abs(step.scale).max()) + float(np.abs(step.shift).max())
-        return top < _LARGEST[self.data_type] / 2
+        return top < LARGEST[self.data_type] / 2
 
     def _top(self) -> float:
         """The largest absolute value of the original; NaN if it holds one."""
         if self.proto is None or not self.proto.dims:
             return float(np.abs(self.array().astype(np.float64)).max(initial=0.0))
         found = [0.0]
-        for _, _, stored in self._blocks():
-            block = stored()
-            if block.size:
-                found += [float(block.max()), -float(block.min())]
+        with Sources() as files:
+            for _, _, stored in self._blocks():
+                block = stored(files)
+                if block.size:
+                    found += [float(block.max()), -float(block.min())]
         return math.nan if any(map(math.isnan, found)) else max(found)
+
+
+class OutOfRange(Exception):
+    """A tensor that was believed to fit its type may not: its `misfit` has to be asked before it is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A tensor whose range is looked at while it is computed: its pieces raise OutOfRange."""
+
+    tensor: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.tensor.nbytes
+
+    def pieces(self) -> Iterator[tuple[int, Callable[[Sources], bytes | memoryview]]]:
+        for at, make in self.tensor.pieces():
+            yield at, partial(self._piece, make)
+
+    def _piece(self, make: Callable[[Sources], bytes | memoryview], files: Sources) -> bytes | memoryview:
+        piece = make(files)
+        values: NDArray[Any] = np.frombuffer(piece, DTYPES[self.tensor.data_type])
+        top = LARGEST[self.tensor.data_type]
+        if values.size and not (-top < values.min() and values.max() < top):  # NaN is not
+            raise OutOfRange(self.tensor.name)
+        return piece
 
 
 def zeros(name: str, shape: Sequence[int], data_type: int) -> Tensor:
@@ -234,11 +268,9 @@ def tensor(proto: onnx.TensorProto, directory: Path | None, name: str | None = N
 
 def read(proto: onnx.TensorProto, directory: Path | None) -> NDArray[Any]:
     """The array of a TensorProto, from its own bytes or from the external file in `directory`."""
-    dtype = _DTYPES.get(proto.data_type)
+    dtype = DTYPES.get(proto.data_type)
     try:
         if proto.data_location == onnx.TensorProto.EXTERNAL:
-            from .files import read_external
-
             raw = read_external(proto, directory)
             if dtype is None:
                 inline = onnx.TensorProto(name=proto.name, data_type=proto.data_type, dims=proto.dims, raw_data=raw)
@@ -251,51 +283,42 @@ def read(proto: onnx.TensorProto, directory: Path | None) -> NDArray[Any]:
         raise MalformedModel(f"Tensor '{proto.name}' cannot be read: {error}.") from error
 
 
-def rows(proto: onnx.TensorProto, directory: Path | None, start: int, stop: int) -> NDArray[Any]:
-    """The rows (axis 0) from `start` to `stop` of an external tensor."""
-    dtype, shape = _DTYPES.get(proto.data_type), tuple(proto.dims)
-    if dtype is None:
-        return read(proto, directory)[start:stop]
-    from .files import read_external
+class _Room(threading.local):
+    """Where a thread computes one block after the other: memory that is new each time costs more than the product."""
 
-    width = math.prod(shape[1:]) * dtype.itemsize
-    raw = read_external(proto, directory, start * width, (stop - start) * width)
-    return np.frombuffer(raw, dtype).reshape(-1, *shape[1:])
+    def __init__(self) -> None:
+        self._bytes, self._doubles = bytearray(), np.empty(0)
+
+    def bytes(self, count: int) -> memoryview:
+        if count > len(self._bytes):
+            if count > _KEPT:
+                return memoryview(bytearray(count))
+            self._bytes = bytearray(count)
+        return memoryview(self._bytes)[:count]
+
+    def doubles(self, count: int) -> Array:
+        if count > self._doubles.size:
+            if count > _KEPT:
+                return np.empty(count)
+            self._doubles = np.empty(count)
+        return self._doubles[:count]
+
+
+_room = _Room()
+
+
+def _read_rows(where: Extent, dtype: np.dtype[Any], shape: tuple[int, ...], start: int, files: Sources) -> NDArray[Any]:
+    room = _room.bytes(math.prod(shape) * dtype.itemsize)
+    files.read_into(room, where, start)
+    return np.frombuffer(room, dtype).reshape(shape)
+
+
+def _taken(rows: NDArray[Any], _: Sources) -> NDArray[Any]:
+    held = rows.view()
+    held.flags.writeable = False  # it is the original itself
+    return held
 
 
 def _cut(coefficients: Array, start: int, stop: int) -> Array:
     """The rows of coefficients that broadcast to the tensor."""
     return coefficients[start:stop] if coefficients.ndim and coefficients.shape[0] > 1 else coefficients
-
-
-def rounded(exact: Array, data_type: int) -> NDArray[Any]:
-    """float64 to the stored type in one rounding, to nearest even; bfloat16 as its uint16 bit pattern."""
-    if data_type == onnx.TensorProto.BFLOAT16:
-        return _bfloat16(exact)
-    if data_type not in FLOATS:
-        exact = np.rint(exact)
-    with np.errstate(over="ignore", under="ignore"):
-        return np.ascontiguousarray(exact).astype(_DTYPES[data_type]).reshape(exact.shape)
-
-
-def _bfloat16(exact: Array) -> NDArray[np.uint16]:
-    # Through float32 to nearest would round twice. Round to odd first: the last bit of the float32 says "inexact",
-    # and with 16 bits to spare the second rounding is then the right one (Boldo and Melquiond, 2008).
-    with np.errstate(over="ignore", under="ignore"):
-        single = np.ascontiguousarray(exact).astype(np.float32)
-        back = single.astype(np.float64)
-        inexact = (back != exact) & np.isfinite(back)
-        away = inexact & (np.abs(back) > np.abs(exact))
-    bits = single.view(np.uint32).reshape(exact.shape).copy()
-    bits = np.where(away, bits - 1, bits) | inexact.astype(np.uint32)  # toward zero, then odd
-    finite = np.isfinite(exact)
-    nearest = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    return np.asarray(np.where(finite, nearest, bits >> np.uint32(16)), np.uint16)
-
-
-def itemsize(data_type: int) -> int:
-    return onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize
-
-
-def type_name(data_type: int) -> str:
-    return onnx.TensorProto.DataType.Name(data_type).lower()

@@ -97,3 +97,13 @@ def test_the_statistics_benchmark_shows_what_compounds_and_what_it_costs():
     assert [name for name, _ in residuals] == ["EMA as trained", "sequential"]
     assert all((float(value) < 1e-6) == (name == "sequential") for name, value in residuals)
     assert re.search(r"pooled +[\d.]+ ms +[\d.]+x\n", done.output)
+
+
+def test_the_torch_benchmark_compares_folds_and_runs():
+    pytest.importorskip("torch")
+    arguments = ["torch", "--runs", "2", "--size", "32", "--blocks", "1,1", "--batch", "2", "--no-compile"]
+    done = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert re.search(r"^fold: 9 of 9, (EQUIVALENT|MORE_ACCURATE)$", done.output, re.M)
+    for row in ("bnfold, torch.fx", "eager, batch 2"):
+        assert re.search(rf"^  {row} +[\d.]+ ms +[\d.]+x +\([\d.]+ to [\d.]+\)$", done.output, re.M), done.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import bnfold
 from bnfold.affine import Affine
 from bnfold.errors import UsageError
 from bnfold.gauge import Answer, Law, Op
+from bnfold.graph import Graph
 from bnfold.laws import LAWS
 from tests.graphs import Builder, count, difference, folded, refused
 
@@ -343,3 +345,13 @@ def asked(pairs: int, monkeypatch: pytest.MonkeyPatch, *, stuck: bool) -> int:
 def test_the_search_is_linear_in_the_number_of_nodes(stuck: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     few, many = (asked(n, monkeypatch, stuck=stuck) for n in (25, 100))
     assert many <= 4 * few + 8
+
+
+def test_folds_of_the_past_do_not_pile_up():
+    """The collector is off while a fold is made; whoever makes many must not keep them all."""
+    model = two()
+    before = sum(isinstance(each, Graph) for each in gc.get_objects())
+    for _ in range(400):
+        bnfold.fold(model)
+    assert gc.isenabled()
+    assert sum(isinstance(each, Graph) for each in gc.get_objects()) - before < 100

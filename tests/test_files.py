@@ -461,3 +461,9 @@ def test_the_digest_is_that_of_the_file(tmp_path: Path):
     path = tmp_path / "net.onnx"
     files.save(conv(), path)
     assert files.load(path).sha256 == files.digest(path) == files.load(conv()).sha256
+
+
+def test_a_machine_of_the_other_byte_order_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.byteorder", "big")
+    with pytest.raises(UnsupportedModel, match="highest byte first"):
+        files.load(onnx.ModelProto())

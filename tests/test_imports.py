@@ -11,7 +11,7 @@ import pytest
 
 import bnfold
 
-HEAVY = ("torch", "onnxruntime", "onnx.reference")
+HEAVY = ("numpy", "onnx", "torch", "onnxruntime", "onnx.reference")
 PACKAGE = Path(bnfold.__file__).parent
 MODULES = sorted(
     ".".join(("bnfold", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
@@ -46,7 +46,7 @@ def heavy_imports(*arguments: str) -> list[str]:
 
 
 def test_a_heavy_import_would_be_seen():
-    assert heavy_imports("-c", "import onnx.reference") == ["onnx.reference"]
+    assert heavy_imports("-c", "import onnx.reference") == ["numpy", "onnx", "onnx.reference"]
 
 
 @pytest.mark.parametrize(
@@ -103,3 +103,13 @@ def test_all_is_complete_and_resolves():
     assert dir(bnfold) == sorted(bnfold.__all__)
     with pytest.raises(AttributeError, match="unfold"):
         bnfold.unfold  # noqa: B018 - reading the attribute is the test
+
+
+def test_numpy_without_threads_of_blas_leaves_the_environment_as_it_was():
+    program = (
+        "import os, sys\n"
+        "from bnfold.cli.startup import without_blas_threads\n"
+        "without_blas_threads()\n"
+        "print('numpy' in sys.modules, 'OPENBLAS_NUM_THREADS' in os.environ)"
+    )
+    assert python("-c", program).stdout.split() == ["True", "False"]

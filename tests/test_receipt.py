@@ -83,6 +83,7 @@ def test_an_unchecked_model_says_so(tmp_path: Path) -> None:
     assert "not checked" in run("check", out, code=3)
     found = held(out)
     assert found is not None and found.verdict == receipt.NOT_CHECKED and found.figures == {}
+    assert (found.sha256, found.intact) == ("", None)
 
 
 def test_a_fold_of_a_folded_model_carries_no_receipt_of_its_source(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from bnfold.affine import affine
+from bnfold.dtypes import rounded
 from bnfold.errors import MalformedModel
-from bnfold.weights import Tensor, read, rounded, tensor, zeros
+from bnfold.weights import Tensor, read, tensor, zeros
 
 # bits of the significand, exponent of the smallest normal number, largest number
 FORMATS: dict[int, tuple[int, int, float]] = {

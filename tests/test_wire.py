@@ -272,12 +272,12 @@ def test_in_place_and_the_model_that_is_asked_for_afterwards(tmp_path: Path):
 # --- systems that lack something
 
 
-CALLS = ("copy_file_range", "sendfile", "pread", "pwrite")
+CALLS = ("copy_file_range", "sendfile", "pread", "preadv", "pwrite")
 
 
 @pytest.mark.parametrize(
     "missing",
-    [CALLS[:1], CALLS[:2], CALLS[2:3], CALLS[3:], CALLS],
+    [CALLS[:1], CALLS[:2], CALLS[2:3], CALLS[2:4], CALLS[3:4], CALLS[4:], CALLS],
     ids=", ".join,
 )
 @pytest.mark.parametrize("external", [False, True])
@@ -338,7 +338,7 @@ def test_an_error_in_a_thread_is_raised_in_the_caller(tmp_path: Path):
             for at in range(0, self.nbytes, 1 << 20):
                 yield at, self.make
 
-        def make(self) -> bytes:
+        def make(self, _: object) -> bytes:
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):

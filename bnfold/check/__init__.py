@@ -80,8 +80,7 @@ def check(
     integers: values inside the models, made by ops that round, that must be the same in both, bit for bit.
 
     Raises UsageError for inputs or shapes that do not fit the model and for providers or libraries that do not exist,
-    UnreadableModel for no model; whatever happens
-    while the models run is a verdict.
+    UnreadableModel for no model; whatever happens while the models run is a verdict.
     """
     settings = Settings(
         samples=samples,

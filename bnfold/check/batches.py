@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from bnfold.bodies import bodies_of
 from bnfold.files import save
-from bnfold.graph import bodies_of
 
 from .providers import Provider, ProviderDied, ProviderError
 from .regions import Pair, Region
 
-__all__ = ["grouped", "run_side"]
+__all__ = ["Feeds", "grouped", "run_side"]
 
 Array = npt.NDArray[Any]
 Feeds = Sequence[Mapping[str, Array]]  # of one region, by sample

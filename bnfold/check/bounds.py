@@ -6,101 +6,29 @@ k counts the roundings on the longest path: n for a dot product of length n in a
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 
-from bnfold.reference import evaluate_node
-
-__all__ = ["Arithmetic", "Bounded", "NoBound", "arithmetic_of", "gamma", "running_bounds"]
-
-Array = npt.NDArray[Any]
-
-
-class NoBound(Exception):
-    """An operator whose error is not bounded by counting roundings; the text names it."""
-
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """How a runtime computes: unit roundoffs of what is stored and of the sums, roundings of a BatchNormalization.
-
-    `operand`: unit roundoff to which the operands of products are rounded first (TF32), 0 where they are not.
-    `certain`: whether the sums are known to be accumulated so; otherwise an exceeded bound is a warning only.
-    """
-
-    stored: float
-    sums: float
-    tiny: float
-    largest: float
-    norm: int = 8
-    operand: float = 0.0
-    certain: bool = True
-
-    def share(self, bound: Bounded) -> float:
-        """The factor of M in |ŷ − y| ≤ factor·M; infinite where too many roundings leave no bound."""
-        if self.stored == self.sums:
-            total = gamma(bound.k + bound.n, self.stored)
-        else:
-            total = gamma(bound.k, self.stored) + gamma(bound.n, self.sums)
-        return total + gamma(bound.operands, self.operand)
-
-
-def gamma(k: int, u: float) -> float:
-    """γ_k, infinite from k·u = 1 on."""
-    return k * u / (1 - k * u) if k * u < 1 else math.inf
-
-
-def arithmetic_of(dtype: str, kind: str) -> Arithmetic:
-    """dtype: numpy's name of the values' type. kind: "ieee" (a CPU), "gpu" or "tf32"."""
-    norm = 8 if kind == "ieee" else 12
-    match dtype:
-        case "float64":
-            return Arithmetic(2.0**-53, 2.0**-53, 2.0**-1022, float(np.finfo(np.float64).max), norm)
-        case "float32" if kind == "tf32":
-            # Tensor cores add products with truncation: twice float32's unit roundoff.
-            return Arithmetic(2.0**-24, 2.0**-23, 2.0**-126, float(np.finfo(np.float32).max), norm, 2.0**-11, False)
-        case "float32":  # Winograd and FFT kernels, which a GPU may choose, are outside the theorem
-            largest = float(np.finfo(np.float32).max)
-            return Arithmetic(2.0**-24, 2.0**-24, 2.0**-126, largest, norm, certain=kind == "ieee")
-        case "float16":
-            return Arithmetic(2.0**-11, 2.0**-24, 2.0**-25, 65504.0, norm, certain=False)
-        case "bfloat16":
-            return Arithmetic(2.0**-8, 2.0**-24, 2.0**-126, 3.3895313892515355e38, norm, certain=False)
-        case _:
-            raise NoBound(f"values of type {dtype}")
-
-
-@dataclass(frozen=True)
-class Bounded:
-    """One value: what it is in float64, M, and the roundings behind it.
-
-    k: roundings of single operations. n: lengths of the sums. operands: products' operands that were rounded (TF32).
-    """
-
-    value: Array
-    size: Array
-    k: int = 0
-    n: int = 0
-    operands: int = 0
-
-    @property
-    def exact(self) -> bool:
-        return self.k == 0 and self.n == 0
+from . import op_bounds
+from .arithmetic import Arithmetic, Array, Bounded
 
 
 def running_bounds(
-    model: onnx.ModelProto, values: Mapping[str, Array], arithmetic: Arithmetic, rounded: Mapping[str, int]
+    model: onnx.ModelProto,
+    values: Mapping[str, Array],
+    arithmetic: Arithmetic,
+    rounded: Mapping[str, int],
+    *,
+    off: Mapping[str, Array] | None = None,
+    kernels: op_bounds.Kernels | None = None,
 ) -> dict[str, Bounded]:
     """The bounds of all values that the nodes of `model` make, by name.
 
     values: everything in float64, graph inputs, initializers and what nodes make. rounded: how many roundings an
-    initializer has behind it (a folded weight has one), by name. Raises NoBound.
+    initializer has behind it (a folded weight has one), by name. off: how far an initializer is from its value where
+    the runtime uses it. kernels: those of another runtime than ONNX's. Raises NoBound.
     """
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     made: dict[str, Bounded] = {}
@@ -109,353 +37,19 @@ def running_bounds(
         if not name:
             return None
         if name not in made:
-            made[name] = _given(values[name], 0)
+            made[name] = op_bounds.given(values[name], 0)
             if name in rounded and values[name].dtype.kind == "f":  # it may have become subnormal, or zero
                 size = made[name].size + arithmetic.tiny / arithmetic.stored
                 made[name] = replace(made[name], size=size, k=rounded[name])
+            if off is not None and name in off:
+                made[name] = replace(made[name], size=made[name].size + off[name] / arithmetic.stored, k=1)
         return made[name]
 
     for node in model.graph.node:
         operands = [given(name) for name in node.input]
         outputs = [values[name] if name else None for name in node.output]
-        for name, bound in zip(node.output, _bound(node, operands, outputs, arithmetic, opsets), strict=False):
+        found = op_bounds.bound(op_bounds.Op(node, operands, outputs, arithmetic, opsets, kernels or op_bounds.ONNX))
+        for name, bound in zip(node.output, found, strict=False):
             if name:
                 made[name] = bound
     return made
-
-
-def _given(value: Array, k: int) -> Bounded:
-    return Bounded(value, np.abs(value) if value.dtype.kind == "f" else value, k)
-
-
-@dataclass(frozen=True)
-class _Op:
-    """A node as a rule sees it: its operands' bounds, its outputs' values, and its kernel to be used on sizes."""
-
-    node: onnx.NodeProto
-    operands: Sequence[Bounded | None]
-    outputs: Sequence[Array | None]
-    arithmetic: Arithmetic
-    opsets: Mapping[str, int]
-
-    @property
-    def x(self) -> Bounded:
-        return self[0]
-
-    def __getitem__(self, slot: int) -> Bounded:
-        found = self.operands[slot] if slot < len(self.operands) else None
-        if found is None:
-            raise NoBound(f"{self.node.op_type} without its operand {slot}")
-        return found
-
-    def has(self, slot: int) -> bool:
-        return slot < len(self.operands) and self.operands[slot] is not None
-
-    @property
-    def given(self) -> list[Bounded]:
-        return [operand for operand in self.operands if operand is not None]
-
-    def attribute(self, name: str, default: Any) -> Any:
-        found = next((a for a in self.node.attribute if a.name == name), None)
-        value = default if found is None else onnx.helper.get_attribute_value(found)
-        return value.decode() if isinstance(value, bytes) else value
-
-    def on_sizes(self, *slots: int, node: onnx.NodeProto | None = None) -> list[Array]:
-        """The node's outputs when the operands in `slots` are M instead of values."""
-        arrays = [
-            None if operand is None else operand.size if slot in slots else operand.value
-            for slot, operand in enumerate(self.operands)
-        ]
-        return evaluate_node(self.node if node is None else node, arrays, self.opsets)
-
-
-Rule = Callable[[_Op], list[Bounded]]
-
-
-def _bound(
-    node: onnx.NodeProto,
-    operands: Sequence[Bounded | None],
-    outputs: Sequence[Array | None],
-    arithmetic: Arithmetic,
-    opsets: Mapping[str, int],
-) -> list[Bounded]:
-    op = _Op(node, operands, outputs, arithmetic, opsets)
-    plain = node.domain in ("", "ai.onnx")
-    if plain and (node.op_type in _SHAPES or all(o is None or o.dtype.kind in "iub" for o in outputs)):
-        if node.op_type in _SHAPES or all(operand.exact for operand in op.given):
-            return [Bounded(np.empty(0), np.empty(0)) if o is None else _given(o, 0) for o in outputs]
-        raise NoBound(f"{node.op_type}, which makes integers")
-    rule = _RULES.get(node.op_type) if plain else None
-    if rule is None:
-        raise NoBound(node.op_type)
-    lost = arithmetic.tiny / arithmetic.stored
-    with np.errstate(all="ignore"):
-        return [replace(bound, size=bound.size + lost) for bound in rule(op)]
-
-
-def _joined(op: _Op, size: Array, among: Sequence[Bounded], *, k: int = 0, n: int = 0, output: int = 0) -> Bounded:
-    """An output whose every path comes from one of `among` and rounds k + n times more."""
-    value = op.outputs[output]
-    return Bounded(
-        np.empty(0) if value is None else value,
-        size,
-        max((b.k for b in among), default=0) + k,
-        max((b.n for b in among), default=0) + n,
-        max((b.operands for b in among), default=0),
-    )
-
-
-def _product(op: _Op, size: Array, a: Bounded, b: Bounded, *, n: int, k: int = 0, sums: bool = True) -> Bounded:
-    """A sum of n products; `k` more roundings. A tensor core rounds both operands first."""
-    value = op.outputs[0]
-    rounded = 2 if sums and op.arithmetic.operand else 0
-    return Bounded(
-        np.empty(0) if value is None else value, size, a.k + b.k + k, a.n + b.n + n, a.operands + b.operands + rounded
-    )
-
-
-def _with_bias(found: Bounded, bias: Bounded | None, k: int) -> Bounded:
-    if bias is None:
-        return found
-    return replace(
-        found, k=max(found.k, bias.k) + k, n=max(found.n, bias.n), operands=max(found.operands, bias.operands)
-    )
-
-
-def _conv(op: _Op) -> list[Bounded]:
-    x, w = op[0], op[1]
-    length = math.prod(w.value.shape[1:])
-    if op.node.op_type == "ConvTranspose":
-        length = w.value.shape[0] // int(op.attribute("group", 1)) * math.prod(w.value.shape[2:])
-    bias = op[2] if op.has(2) else None
-    return [_with_bias(_product(op, op.on_sizes(0, 1, 2)[0], x, w, n=length), bias, 1)]
-
-
-def _gemm(op: _Op) -> list[Bounded]:
-    a, b = op[0], op[1]
-    node = onnx.NodeProto()
-    node.CopyFrom(op.node)
-    for attribute in node.attribute:
-        if attribute.name in ("alpha", "beta"):
-            attribute.f = abs(attribute.f)
-    length = a.value.shape[0 if op.attribute("transA", 0) else 1]
-    bias = op[2] if op.has(2) else None
-    return [_with_bias(_product(op, op.on_sizes(0, 1, 2, node=node)[0], a, b, n=length, k=1), bias, 2)]
-
-
-def _matmul(op: _Op) -> list[Bounded]:
-    return [_product(op, op.on_sizes(0, 1)[0], op[0], op[1], n=max(op[0].value.shape[-1], 1))]
-
-
-def _norm(op: _Op) -> list[Bounded]:
-    if op.attribute("training_mode", 0) or not op.attribute("spatial", 1) or len([o for o in op.node.output if o]) > 1:
-        raise NoBound("BatchNormalization in training mode, or not of channels")
-    x = op.x
-    parameters = [op[slot] for slot in range(1, 5)]
-    lead = [1, -1] + [1] * (x.value.ndim - 2)
-    gamma_, beta, mean, variance = (p.value.reshape(lead) for p in parameters)
-    spread = np.sqrt(np.abs(variance + op.attribute("epsilon", float(np.float32(1e-5)))))
-    size = np.abs(gamma_) / spread * (x.size + np.abs(mean)) + np.abs(beta)
-    behind = max(p.k + p.n for p in parameters)
-    return [_joined(op, size, [x], k=op.arithmetic.norm + 3 * behind)]
-
-
-def _sum(op: _Op) -> list[Bounded]:
-    total = op.given[0].size
-    for operand in op.given[1:]:
-        total = total + operand.size
-    return [_joined(op, np.asarray(total), op.given, k=max(len(op.given) - 1, 1))]
-
-
-def _mean(op: _Op) -> list[Bounded]:
-    (found,) = _sum(op)
-    return [replace(found, size=found.size / len(op.given), k=found.k + 1)]
-
-
-def _mul(op: _Op) -> list[Bounded]:
-    return [_product(op, np.asarray(op[0].size * op[1].size), op[0], op[1], n=0, k=1, sums=False)]
-
-
-def _div(op: _Op) -> list[Bounded]:
-    _relative(op, op[1])
-    return [_product(op, np.asarray(op[0].size / np.abs(op[1].value)), op[0], op[1], n=0, k=1, sums=False)]
-
-
-def _relative(op: _Op, x: Bounded) -> None:
-    """An op that is not linear in x needs that x has a small relative error: nothing cancelled on the way to it."""
-    if not x.exact and not bool(np.all(x.size <= np.abs(x.value) * (1 + 2.0**-20))):
-        raise NoBound(f"{op.node.op_type} of a value in which terms may cancel")
-
-
-def _root(op: _Op) -> list[Bounded]:
-    _relative(op, op.x)
-    return [_joined(op, np.abs(_value(op)), [op.x], k=1)]  # x(1 + θ_k) has the root √x·(1 + θ_k)
-
-
-def _power(op: _Op) -> list[Bounded]:
-    _relative(op, op.x)
-    exponent = op[1]
-    if not exponent.exact or exponent.value.size != 1:
-        raise NoBound("Pow with more than one exponent")
-    times = max(1, math.ceil(abs(float(exponent.value.reshape(-1)[0]))))
-    if times > 8:
-        raise NoBound("Pow with a large exponent")
-    return [Bounded(_value(op), np.abs(_value(op)), times * op.x.k + 4, times * op.x.n, times * op.x.operands)]
-
-
-def _value(op: _Op) -> Array:
-    value = op.outputs[0]
-    assert value is not None
-    return value
-
-
-def _steady(op: _Op) -> list[Bounded]:
-    """1-Lipschitz in x and no rounding of its own: Relu, Abs, Neg, Identity."""
-    return [_joined(op, np.maximum(op.x.size, np.abs(_value(op))), [op.x])]
-
-
-def _clip(op: _Op) -> list[Bounded]:
-    size = np.maximum(op.x.size, np.abs(_value(op)))
-    for bound in op.given[1:]:
-        if not bound.exact:
-            size = np.maximum(size, bound.size)
-    return [_joined(op, size, op.given)]
-
-
-def _extreme(op: _Op) -> list[Bounded]:
-    size = op.given[0].size
-    for operand in op.given[1:]:
-        size = np.maximum(size, operand.size)
-    return [_joined(op, np.asarray(size), op.given)]
-
-
-def _leaky(op: _Op) -> list[Bounded]:
-    slope = abs(float(op.attribute("alpha", 0.01)))
-    return [_joined(op, np.maximum(op.x.size * max(1.0, slope), np.abs(_value(op))), [op.x], k=1)]
-
-
-def _prelu(op: _Op) -> list[Bounded]:
-    x, slope = op[0], op[1]
-    size = np.asarray(x.size * np.maximum(1.0, slope.size))
-    return [_product(op, size, x, slope, n=0, k=1, sums=False)]
-
-
-def _hard_sigmoid(op: _Op) -> list[Bounded]:
-    alpha, beta = abs(float(op.attribute("alpha", 0.2))), abs(float(op.attribute("beta", 0.5)))
-    return [_joined(op, alpha * op.x.size + beta, [op.x], k=2)]
-
-
-def _where(op: _Op) -> list[Bounded]:
-    if not op[0].exact:
-        raise NoBound("Where with a computed condition")
-    return [_joined(op, np.where(op[0].value, op[1].size, op[2].size), [op[1], op[2]])]
-
-
-def _cast(op: _Op) -> list[Bounded]:
-    """CastLike too: its second operand lends its type only."""
-    value = _value(op)
-    narrow = {2.0**-24: np.float32, 2.0**-11: np.float16}.get(op.arithmetic.stored)
-    if narrow is not None and op.x.exact and np.array_equal(value.astype(narrow), value):
-        return [Bounded(value, np.abs(value))]
-    return [_joined(op, np.abs(value) if op.x.value.dtype.kind != "f" else op.x.size, [op.x], k=1)]
-
-
-def _dequantized(op: _Op) -> list[Bounded]:
-    if not op.x.exact:
-        raise NoBound("DequantizeLinear of computed integers")
-    return [_joined(op, np.abs(_value(op)), op.given, k=2)]
-
-
-def _layout(op: _Op) -> list[Bounded]:
-    """Moves elements of its first operand and computes nothing; further operands say where to."""
-    if any(not operand.exact for operand in op.given[1:]):
-        raise NoBound(f"{op.node.op_type} by computed positions")
-    sizes = op.on_sizes(0)
-    return [_joined(op, size, [op.x], output=k) for k, size in zip(_named(op), sizes, strict=True)]
-
-
-def _named(op: _Op) -> list[int]:
-    return [k for k, name in enumerate(op.node.output) if name]
-
-
-def _pad(op: _Op) -> list[Bounded]:
-    fill = [op[2]] if op.has(2) else []
-    sizes = op.on_sizes(0, 2)[0]
-    return [_joined(op, np.maximum(sizes, np.abs(_value(op))), [op.x, *fill])]
-
-
-def _concat(op: _Op) -> list[Bounded]:
-    return [_joined(op, op.on_sizes(*range(len(op.operands)))[0], op.given)]
-
-
-def _pool(op: _Op) -> list[Bounded]:
-    if len([o for o in op.node.output if o]) > 1:
-        raise NoBound("MaxPool with indices")
-    # Half of a window may lie in the padding; a maximum of sizes is never below the size of the maximum.
-    return [_joined(op, op.on_sizes(0)[0], [op.x])]
-
-
-def _averaged(op: _Op) -> list[Bounded]:
-    length = math.prod(op.attribute("kernel_shape", [1]))
-    if op.node.op_type != "AveragePool":
-        length = max(1, op.x.value.size // max(1, _value(op).size))
-    return [_joined(op, op.on_sizes(0)[0], [op.x], n=length, k=2)]
-
-
-def _resized(op: _Op) -> list[Bounded]:
-    mode = op.attribute("mode", "nearest")
-    if mode not in ("nearest", "linear", "bilinear") or op.attribute("antialias", 0):
-        raise NoBound(f"Resize ({mode})")
-    if op.attribute("coordinate_transformation_mode", "") == "tf_crop_and_resize":
-        raise NoBound("Resize of a crop")
-    # A runtime computes coordinates in its own precision: M of the neighbours covers the one that it may choose.
-    widened = replace(op.x, size=_neighbours(op.x.size))
-    wide = replace(op, operands=[widened, *op.operands[1:]])
-    roundings = 0 if mode == "nearest" else 4 * max(op.x.value.ndim, 1)
-    return [_joined(op, wide.on_sizes(0)[0], [op.x], k=roundings)]
-
-
-def _neighbours(size: Array) -> Array:
-    for axis in range(size.ndim):
-        if size.shape[axis] < 2:
-            continue
-        before, after = np.take(size, [0], axis), np.take(size, [-1], axis)
-        low = np.concatenate([before, np.delete(size, -1, axis)], axis)
-        high = np.concatenate([np.delete(size, 0, axis), after], axis)
-        size = np.maximum(size, np.maximum(low, high))
-    return size
-
-
-_SHAPES = frozenset(("Shape", "Size", "Constant", "ConstantOfShape"))
-_RULES: dict[str, Rule] = {
-    "BatchNormalization": _norm,
-    "Gemm": _gemm,
-    "MatMul": _matmul,
-    "Mul": _mul,
-    "Div": _div,
-    "Mean": _mean,
-    "Clip": _clip,
-    "LeakyRelu": _leaky,
-    "PRelu": _prelu,
-    "HardSigmoid": _hard_sigmoid,
-    "Where": _where,
-    "Cast": _cast,
-    "CastLike": _cast,
-    "DequantizeLinear": _dequantized,
-    "Pad": _pad,
-    "Concat": _concat,
-    "Pow": _power,
-    **dict.fromkeys(("Conv", "ConvTranspose"), _conv),
-    **dict.fromkeys(("Add", "Sub", "Sum"), _sum),
-    **dict.fromkeys(("Max", "Min"), _extreme),
-    **dict.fromkeys(("Sqrt", "Reciprocal"), _root),
-    **dict.fromkeys(("Relu", "Abs", "Neg", "Identity", "Dropout"), _steady),
-    **dict.fromkeys(("MaxPool", "GlobalMaxPool", "ReduceMax"), _pool),
-    **dict.fromkeys(("AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum", "ReduceL1"), _averaged),
-    **dict.fromkeys(("Resize", "Upsample"), _resized),
-    **dict.fromkeys(
-        "Reshape Transpose Flatten Squeeze Unsqueeze Slice Split Gather GatherND GatherElements Expand Tile "
-        "DepthToSpace SpaceToDepth".split(),
-        _layout,
-    ),
-}

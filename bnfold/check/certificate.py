@@ -7,7 +7,6 @@ tensors     fl(W* - d) <= W' <= fl(W* + d), d = 8*k*2^-53*M for k affines taken 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +14,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from ..bodies import graphs_of
+from ..dtypes import rounded
 from ..files import load
-from ..weights import Tensor, read, rounded
+from ..weights import Tensor, read
 
 if TYPE_CHECKING:
     from ..result import FoldResult, Record
@@ -50,7 +51,7 @@ def certify(result: FoldResult, candidate: str | os.PathLike[str] | onnx.ModelPr
         if wrong is not None:
             return CertificateResult(False, wrong, {"sources": len(result.records), "wrong": record.node.at})
     count = sum(map(len, result.edited))
-    for graph, edited in zip(_graphs(model.graph), result.edited, strict=False):
+    for graph, edited in zip(graphs_of(model.graph), result.edited, strict=False):
         written = {t.name: t for t in graph.initializer}
         for name, tensor in edited.items():
             proto = written.get(name)
@@ -65,15 +66,6 @@ def certify(result: FoldResult, candidate: str | os.PathLike[str] | onnx.ModelPr
         f"{figures['tensors']} folded tensors are correctly rounded, from {figures['sources']} recomputed maps",
         figures,
     )
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """The graph and its bodies; a fold moves no node that holds one, so original and candidate have the same order."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                yield from _graphs(body)
 
 
 def _wide(tensor: Tensor) -> tuple[_Wide, _Wide]:

@@ -14,7 +14,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ..weights import FLOATS, Tensor, rounded, type_name, zeros
+from ..dtypes import FLOATS, rounded, type_name
+from ..weights import Tensor, zeros
 from .terms import Operand
 
 __all__ = ["Deviation", "compare", "compensable", "values"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,9 @@ import onnx
 
 from bnfold.reference import Evaluator
 
+from .op_bounds import Kernels
 from .regions import Pair, Region
+from .rounding import Weights, lifted
 
 __all__ = ["Regions", "Values"]
 
@@ -39,6 +41,14 @@ class Regions:
         kinds = {name: value.dtype for name, value in self.feeds(region, 0).items()}
         return [self.pair.model(region, which, kinds) for which in (0, 1)]
 
+    def kernels(self, region: Region, which: int) -> Kernels | None:
+        """What computes the nodes of one side; None: ONNX's own."""
+        return None
+
+    def off(self, region: Region, which: int) -> Mapping[str, Array]:
+        """How far weights are from their values where they are used: nowhere, in ONNX."""
+        return {}
+
     def evaluated(self, region: Region, sample: int) -> list[dict[str, Array]]:
         """All values of either side in float64, weights too. Raises UnsupportedOp, EvaluationError, LookupError."""
         key = region, sample
@@ -58,6 +68,18 @@ class Regions:
         while self._bytes > _MEMORY and len(self._kept) > 1:
             self._bytes -= _size(self._kept.popitem(last=False)[1])
         return found
+
+    def drawn(self, region: Region, sample: int, seed: int, draws: int) -> Iterator[Array]:
+        """The region's end in float64 after the original's weights were moved by ±u, again and again."""
+        base = lifted(self.models(region)[0])
+        directory = self.pair.original.directory
+        weights = Weights(base, directory)
+        given = {value.name for value in base.graph.input}
+        inside = {name: value for name, value in self.feeds(region, sample).items() if name in given}
+        for draw in range(draws):
+            perturbed, moved = weights.perturbed(seed, draw)
+            with np.errstate(all="ignore"):
+                yield Evaluator(perturbed, directory=directory, exact=moved).run(inside, [region.end])[region.end]
 
 
 def _size(found: list[dict[str, Array]]) -> int:

@@ -16,13 +16,15 @@ import onnx
 from numpy.typing import NDArray
 
 from ..affine import Affine, affine, channel
+from ..bodies import graphs_of
+from ..dtypes import rounded
 from ..fold import fold_leaving
 from ..gauge import Refusal
 from ..graph import Graph, Node
 from ..result import FoldResult, Record
 from ..sources import EPSILON, Source, read
-from ..weights import Tensor, rounded
-from .rounding import bodies, roundoff
+from ..weights import Tensor
+from .rounding import roundoff
 
 __all__ = ["FAULTS", "Planted", "faulty"]
 
@@ -181,19 +183,12 @@ def _with_tensor(
 ) -> onnx.ModelProto:
     wrong = onnx.ModelProto()
     wrong.CopyFrom(model)
-    graph = list(_graphs(wrong.graph))[number]
+    graph = list(graphs_of(wrong.graph))[number]
     (proto,) = (t for t in graph.initializer if t.name == name)
     proto.CopyFrom(
         onnx.TensorProto(name=name, data_type=tensor.data_type, dims=tensor.shape, raw_data=stored.tobytes())
     )
     return wrong
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """The graph and its bodies, in the order of FoldResult.edited."""
-    yield graph
-    for body in bodies(graph.node):
-        yield from _graphs(body)
 
 
 def _with_steps(tensor: Tensor, steps: Sequence[Affine]) -> Array:

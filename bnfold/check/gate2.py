@@ -19,7 +19,7 @@ from bnfold.files import ModelFile
 from .cost import estimate
 from .evaluation import Regions
 from .inputs import Sample
-from .measuring import Bounds, Local
+from .measuring import Bounds, Local, OnProvider
 from .providers import Provider, ProviderDied
 from .regions import Pair
 from .sharing import cut
@@ -141,7 +141,7 @@ def local_bounds(
         teacher = Teacher(original, samples, provider, pair.names)
         teacher.fetch(sorted(_boundary(pair, shared | set(pair.names))))
         regions = Regions(pair, partial(_values, teacher), len(samples))
-        bounds = Bounds(regions, [sample.kind for sample in samples], provider, arithmetic, own)
+        bounds = Bounds(regions, [sample.kind for sample in samples], OnProvider(provider), arithmetic, own)
         cuts, unopened = cut(regions, seed=seed, different=different, settle=bounds.prepare)
         locals_ = tuple(bounds.of(cuts))
     except ProviderDied as error:

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
+
+from bnfold.bodies import bodies_of
 
 from .cost import inferred_shapes
 from .sizes import GraphInput
@@ -263,7 +265,7 @@ class _Trace:
             inner._nodes(function.node, depth + 1)
             self._pairs(zip(function.input, node.input, strict=False), inner)
             return
-        for body in (a.g for a in node.attribute if a.type == AttributeProto.GRAPH):
+        for body in bodies_of(node):
             first_out, first_in = (1, 2) if node.op_type == "Loop" else (0, 0)
             self._pairs(zip(node.output, body.output[first_out:], strict=False), self, value_infos=True)
             self.graph(body, depth + 1)

@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from bnfold.bodies import graphs_of
 from bnfold.files import ModelFile
 from bnfold.reference import Evaluator, evaluate_node
 
 from .inputs import Sample
-from .rounding import Weights, bodies, lifted
+from .rounding import Weights, lifted
 from .statistics import Moments, stored_statistics
 from .steps import Decider, decider
 
@@ -37,9 +38,9 @@ class Judge:
         self._original = lifted(original.model)
         self._files = original, candidate
         # `exact` may leave the bodies out: one that was changed then holds rounded weights all the same.
-        inside = {proto.name for body in bodies(candidate.model.graph.node) for proto in body.initializer}
+        inside = {proto.name for body in _bodies(candidate.model) for proto in body.initializer}
         whole = exact is not None and not inside.isdisjoint(exact)
-        self._exact = exact if whole or _bodies(original.model) == _bodies(candidate.model) else None
+        self._exact = exact if whole or _written(original.model) == _written(candidate.model) else None
         self._samples = samples
         self._weights = Weights(self._original, original.directory)
         self.outputs = tuple(value.name for value in original.model.graph.output)
@@ -168,5 +169,10 @@ def _wide(weights: Mapping[str, Array]) -> dict[str, Array]:
     return {name: value.astype(np.float64) for name, value in weights.items()}
 
 
-def _bodies(model: onnx.ModelProto) -> list[bytes]:
-    return sorted(body.SerializeToString(deterministic=True) for body in bodies(model.graph.node))
+def _bodies(model: onnx.ModelProto) -> list[onnx.GraphProto]:
+    """The graphs inside If, Loop and Scan nodes."""
+    return list(graphs_of(model.graph))[1:]
+
+
+def _written(model: onnx.ModelProto) -> list[bytes]:
+    return sorted(body.SerializeToString(deterministic=True) for body in _bodies(model))

@@ -20,7 +20,7 @@ from .providers import NoProvider, Provider
 from .settings import Settings
 from .verdict import Verdict
 
-__all__ = ["located"]
+__all__ = ["combined", "located", "without_hidden"]
 
 _HIDDEN = 1e-5  # of the value's rms
 
@@ -63,12 +63,14 @@ def located(
     except MemoryError:
         found = Gate2((), 0, "ieee", "it needs more memory than there is", done=False)
     if judgement.verdict.passed:
-        found = _without_hidden(found, math.inf if proven else _HIDDEN)
-    return found, *_combined(found, judgement)
+        found = without_hidden(found, math.inf if proven else _HIDDEN)
+    return found, *combined(found, judgement)
 
 
-def _without_hidden(found: Gate2, limit: float) -> Gate2:
-    """Where gate 3 sees the same function, a region that differs in float64 by less than `limit` has no bound.
+def without_hidden(found: Gate2, limit: float) -> Gate2:
+    """The regions without failures that may be none.
+
+    Where gate 3 sees the same function, a region that differs in float64 by less than `limit` has no bound.
 
     A value that is stored in another way on purpose looks wrong if nothing behind it shows the difference, as a shift
     of 1 beside values of 1e9.
@@ -85,7 +87,8 @@ def _without_hidden(found: Gate2, limit: float) -> Gate2:
     )
 
 
-def _combined(found: Gate2, judgement: Judgement) -> tuple[Verdict, str]:
+def combined(found: Gate2, judgement: Judgement) -> tuple[Verdict, str]:
+    """The verdict of gate 3 with gate 2 in mind, and the sentence."""
     guilty = found.first_failure
     verdict, sentence = judgement.verdict, judgement.sentence
     if guilty is None:

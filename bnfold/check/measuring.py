@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +17,16 @@ import onnx
 from bnfold.errors import UnsupportedOp
 from bnfold.reference import EvaluationError
 
-from .batches import grouped, run_side
-from .bounds import Arithmetic, NoBound, arithmetic_of, running_bounds
+from .arithmetic import Arithmetic, NoBound, arithmetic_of
+from .batches import Feeds, grouped, run_side
+from .bounds import running_bounds
 from .evaluation import Regions
 from .providers import Provider, ProviderError
-from .regions import Region
+from .regions import Pair, Region
 from .sharing import FAULT, Cut
 from .shelf import Shelf
 
-__all__ = ["Bounds", "Local"]
+__all__ = ["Bounds", "Local", "OnProvider", "Runner"]
 
 Array = npt.NDArray[Any]
 _MEMORY = 1 << 27  # bytes of bounds that are kept in memory
@@ -98,15 +100,44 @@ class _Prepared:
     size: int
 
 
+class Runner(Protocol):
+    """What runs regions. `folder`: where arrays may lie meanwhile."""
+
+    @property
+    def folder(self) -> Path: ...
+
+    def run(
+        self, pair: Pair, which: int, regions: Sequence[Region], feeds: Sequence[Feeds]
+    ) -> list[list[Array] | ProviderError]:
+        """What one side (0: the original) of each region makes, by sample, or why it does not run."""
+        ...
+
+
+@dataclass(frozen=True)
+class OnProvider:
+    """Regions as models in ONNX Runtime."""
+
+    provider: Provider
+
+    @property
+    def folder(self) -> Path:
+        return self.provider.folder
+
+    def run(
+        self, pair: Pair, which: int, regions: Sequence[Region], feeds: Sequence[Feeds]
+    ) -> list[list[Array] | ProviderError]:
+        return run_side(pair, which, regions, feeds, self.provider)
+
+
 class Bounds:
     """Runs regions on the provider and measures them. kinds: the samples'. own: the folded weights were rounded once,
     from float64."""
 
-    def __init__(self, regions: Regions, kinds: Sequence[str], provider: Provider, arithmetic: str, own: bool) -> None:
+    def __init__(self, regions: Regions, kinds: Sequence[str], runner: Runner, arithmetic: str, own: bool) -> None:
         self._regions, self._pair = regions, regions.pair
-        self._kinds, self._provider, self._kind, self._own = kinds, provider, arithmetic, own
+        self._kinds, self._runner, self._kind, self._own = kinds, runner, arithmetic, own
         self._prepared: dict[Region, _Prepared | str] = {}  # or why there is no bound
-        self._shelf = Shelf(provider.folder, "bound", _MEMORY)
+        self._shelf = Shelf(runner.folder, "bound", _MEMORY)
         self._number: dict[Region, int] = {}
 
     def prepare(self, region: Region) -> None:
@@ -139,7 +170,7 @@ class Bounds:
         regions = [each.region for each, _ in group]
         samples = range(len(self._kinds))
         feeds = [[self._regions.feeds(region, k) for k in samples] for region in regions]
-        y, other = (run_side(self._pair, which, regions, feeds, self._provider) for which in (0, 1))
+        y, other = (self._runner.run(self._pair, which, regions, feeds) for which in (0, 1))
         return [
             (each, self._local(each, *rest)) for (each, *rest) in zip(*zip(*group, strict=True), y, other, strict=True)
         ]
@@ -206,7 +237,11 @@ class Bounds:
             sizes: list[tuple[Array, float]] = []
             exact: list[Array] = []
             for which, values in enumerate(self._regions.evaluated(region, sample)):
-                bound = running_bounds(models[which], values, arithmetic, behind if which else {})[region.end]
+                off, kernels = self._regions.off(region, which), self._regions.kernels(region, which)
+                found = running_bounds(
+                    models[which], values, arithmetic, behind if which else {}, off=off, kernels=kernels
+                )
+                bound = found[region.end]
                 sizes.append((bound.size, arithmetic.share(bound)))
                 exact.append(bound.value)
             (mine, share), (theirs, other) = sizes

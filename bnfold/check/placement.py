@@ -4,11 +4,12 @@ Nodes are counted by operator with optimisations disabled, where each node of th
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
 
+from ..bodies import nodes_of
 from .catalogue import CPU, named
 
 __all__ = ["FOLDED", "Placement", "elsewhere", "placed"]
@@ -85,18 +86,7 @@ def elsewhere(placement: Placement | None, model: onnx.ModelProto | None) -> str
     if model is None:
         return ""
     there = Counter(op for _, op in placement.nodes.get(placement.asked, ()))
-    for op, count in Counter(node.op_type for node in _nodes(model) if node.op_type in FOLDED).items():
+    for op, count in Counter(node.op_type for node in nodes_of(model.graph.node) if node.op_type in FOLDED).items():
         if there[op] < count:
             return f"{asked} took {there[op]} of {count} {op} nodes; nothing says where the others ran"
     return ""
-
-
-def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """All nodes in the main graph and its bodies; those in model-local functions are left out, used once or often."""
-    waiting = [model.graph]
-    while waiting:
-        graph = waiting.pop()
-        for node in graph.node:
-            yield node
-            for attribute in node.attribute:
-                waiting.extend([attribute.g] if attribute.HasField("g") else attribute.graphs)

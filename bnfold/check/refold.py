@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
+from ..bodies import graphs_of
 from ..files import ModelFile, load, materialized
 from ..fold import fold_leaving
 from ..weights import read
@@ -98,7 +99,7 @@ def _difference(result: FoldResult, other: onnx.ModelProto) -> str | None:
         return "it imports other operator sets"
     if [_bytes(f) for f in model.functions] != [_bytes(f) for f in other.functions]:
         return "its model-local functions differ"
-    graphs, others = list(_graphs(model.graph)), list(_graphs(other.graph))
+    graphs, others = list(graphs_of(model.graph)), list(graphs_of(other.graph))
     if not len(graphs) == len(others) == len(result.edited):
         return "it has other subgraphs"
     for mine, theirs in zip(graphs, others, strict=True):
@@ -121,7 +122,7 @@ def _difference(result: FoldResult, other: onnx.ModelProto) -> str | None:
 def _changed_tensor(result: FoldResult, other: ModelFile) -> tuple[str, str] | None:
     """The first tensor that no fold edited and that is not the same, bit for bit: its name, and how it differs."""
     directory = result.source.directory
-    pairs = zip(_graphs(result.model.graph), _graphs(other.model.graph), result.edited, strict=True)
+    pairs = zip(graphs_of(result.model.graph), graphs_of(other.model.graph), result.edited, strict=True)
     for mine, theirs, edited in pairs:
         held = {tensor.name: tensor for tensor in theirs.initializer}
         for tensor in mine.initializer:
@@ -137,15 +138,6 @@ def _changed_tensor(result: FoldResult, other: ModelFile) -> tuple[str, str] | N
             if not same:
                 return tensor.name, "holds other values"
     return None
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """The graph and its bodies, in the order in which a fold counts them."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                yield from _graphs(body)
 
 
 def _node(proto: onnx.NodeProto) -> bytes:

@@ -13,8 +13,9 @@ from functools import cached_property
 import numpy as np
 import onnx
 
+from bnfold.bodies import bodies_of
 from bnfold.files import ModelFile
-from bnfold.graph import bodies_of, free_names
+from bnfold.graph import free_names
 from bnfold.reference.node import schema
 from bnfold.weights import read
 

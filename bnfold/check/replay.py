@@ -18,8 +18,9 @@ from ..files import ModelFile
 from ..graph import Graph, Node
 from ..laws import LAWS
 from ..loop import Folder
+from ..overlay import Plan
 from ..result import Record
-from ..search import Plan, Search
+from ..search import Search
 from ..weights import Tensor, tensor
 
 __all__ = ["Key", "Opened", "Replay", "open_graphs", "replay"]
@@ -70,7 +71,7 @@ def open_graphs(file: ModelFile, overridable: frozenset[str]) -> Opened:
     model.CopyFrom(file.model)
     opsets = {"" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in model.opset_import}
     main = Graph(model.graph, opsets, file.directory, stored=file.model.graph, overridable=overridable)
-    graphs = list(_nested(main))
+    graphs = list(main.nested())
     return Opened(file, graphs, {node: node.at for graph in graphs for node in graph.nodes})
 
 
@@ -133,12 +134,6 @@ class _Replayer(Folder):
             graph, LAWS, inserts=1, inverse=source.inverse, stays=self._stays, aggressive=self._aggressive
         )  # fmt: skip
         yield search, partial(search.down, source.node, 0, source.affine)
-
-
-def _nested(graph: Graph) -> Iterator[Graph]:
-    yield graph
-    for child in graph.children:
-        yield from _nested(child)
 
 
 def _make_absolute(graph: Graph) -> None:

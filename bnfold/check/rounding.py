@@ -4,7 +4,8 @@ Every weight of the original is perturbed at random by ±u relative, u the unit 
 is evaluated in float64: δ is the rms deviation of its outputs, the median of three draws (docs: numerics).
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import numpy.typing as npt
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
+from bnfold.bodies import bodies_of, graphs_of
 from bnfold.weights import read
 
-__all__ = ["Weights", "bodies", "lifted", "roundoff", "unit_roundoff"]
+__all__ = ["Weights", "lifted", "roundoff", "unit_roundoff"]
 
 Array = npt.NDArray[Any]
 
@@ -130,28 +132,17 @@ class Weights:
 
 
 def _inner_weights(graph: GraphProto) -> Iterator[TensorProto]:
-    for body in bodies(graph.node):
+    for body in islice(graphs_of(graph), 1, None):
         exact = _exact_values(body)
         constants = ((node.output[0], _constant(node)) for node in body.node if node.output)
         for name, proto in (*((p.name, p) for p in body.initializer), *constants):
             if proto is not None and name not in exact and proto.data_type in _ROUNDOFF:
                 yield proto
-        yield from _inner_weights(body)
 
 
 def _all_reads(graph: GraphProto) -> set[str]:
-    read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
-    for body in bodies(graph.node):
-        read |= _all_reads(body)
-    return read
-
-
-def bodies(nodes: Iterable[NodeProto]) -> Iterator[GraphProto]:
-    """The graphs inside If, Loop and Scan nodes, one level deep."""
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.type == AttributeProto.GRAPH:
-                yield attribute.g
+    read = {name for each in graphs_of(graph) for node in each.node for name in node.input}
+    return read | {value.name for each in graphs_of(graph) for value in each.output}
 
 
 def _exact_values(graph: GraphProto) -> set[str]:
@@ -163,7 +154,7 @@ def _exact_values(graph: GraphProto) -> set[str]:
         for slot in _EXACT_SLOTS.get(node.op_type, ()):
             if slot < len(node.input) and node.input[slot]:
                 pending.append(node.input[slot])
-    for body in bodies(graph.node):
+    for body in (body for node in graph.node for body in bodies_of(node)):
         found |= _exact_values(body)
     while pending:
         name = pending.pop()

@@ -7,21 +7,20 @@ good later): it is left inside the region of whatever agrees next. If nothing do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
 from bnfold.errors import UnsupportedOp
-from bnfold.reference import EvaluationError, Evaluator
+from bnfold.reference import EvaluationError
 
 from .compare import JUDGE, SAME, luck, same_places
 from .evaluation import Regions
 from .regions import Pair, Region
-from .rounding import Weights, lifted, unit_roundoff
+from .rounding import unit_roundoff
 
 __all__ = ["Agreement", "Cut", "cut"]
 
@@ -89,28 +88,15 @@ class _Comparer:
             return Agreement(True, 0.0) if np.array_equal(y, other) else Agreement(True, np.inf, np.inf)
         if not np.isfinite(y).any():
             return Agreement(True, 0.0)
-        model = self._regions.models(region)[0]
-        measured = _Difference(y, other, unit_roundoff(model))
+        measured = _Difference(y, other, unit_roundoff(self._regions.models(region)[0]))
         if measured.within_roundoff:
             return Agreement(True, measured.off / (2 * measured.u * measured.rms or 1.0), measured.relative)
         share = np.inf
-        for moved in self._drawn(model, region, sample):
+        for moved in self._regions.drawn(region, sample, self._seed, _DRAWS):
             share = measured.share(moved)
             if share <= 1 or share > _FAR:  # more draws allow more, but not so much more
                 break
         return Agreement(True, share, measured.relative)
-
-    def _drawn(self, model: onnx.ModelProto, region: Region, sample: int) -> Iterator[Array]:
-        """The region's end in float64 after the original's weights were moved by ±u."""
-        base = lifted(model)
-        directory = self._regions.pair.original.directory
-        weights = Weights(base, directory)
-        given = {value.name for value in base.graph.input}
-        inside = {name: value for name, value in self._regions.feeds(region, sample).items() if name in given}
-        for draw in range(_DRAWS):
-            perturbed, moved = weights.perturbed(self._seed, draw)
-            with np.errstate(all="ignore"):
-                yield Evaluator(perturbed, directory=directory, exact=moved).run(inside, [region.end])[region.end]
 
 
 class _Difference:

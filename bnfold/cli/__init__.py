@@ -11,6 +11,8 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import NoReturn
 
 import click
 
@@ -19,8 +21,9 @@ from .commands import bnfold
 from .options import form_of
 from .output import emit_error, silence
 from .signals import caught
+from .startup import in_own_process
 
-__all__ = ["main"]
+__all__ = ["main", "process"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +42,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         except BrokenPipeError:
             silence()
+
+
+def process() -> NoReturn:
+    """`main` as a process of its own, which ends without taking every object of a large model apart first."""
+    in_own_process()
+    code = main()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    if sys.modules.keys().isdisjoint(("torch", "coverage")):  # others' code may want to be told of the end
+        os._exit(code)
+    sys.exit(code)
 
 
 def _run(arguments: list[str]) -> int:

@@ -32,7 +32,7 @@ def run_bench(model: Path, candidate: Path | None, timing: Timing, console: Cons
     console.clear_of(model, candidate)
     from ..check.latency import latency
     from ..fold import fold
-    from .folding import source_dict
+    from .documents import source_dict
 
     result = fold(model)
     with tempfile.TemporaryDirectory(prefix="bnfold-bench-") as folder, console.progress(2) as step:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from .. import files, receipt
 from ..report.findings import is_left, would_fold
-from .folding import Checking, source_dict
+from .documents import source_dict
 from .output import Console, width
+from .settings import Checking
 
 if TYPE_CHECKING:
     from ..check.verdict import CheckResult, Verdict
@@ -118,12 +119,12 @@ def _told(found: receipt.Receipt | None, digest: str | None, source: Path | None
     ask = "give the original too: bnfold check ORIGINAL MODEL"
     if found is None:
         return Verdict.INCONCLUSIVE, f"the model holds no receipt; {ask}"
+    if found.verdict not in Verdict.__members__:
+        return Verdict.INCONCLUSIVE, f"its receipt says that it was not checked; {ask}"
     if not found.intact:
         return Verdict.INCONCLUSIVE, f"the file was changed after its receipt was written; {ask}"
     if digest is not None and digest != found.source_sha256:
         return Verdict.INCONCLUSIVE, f"its receipt names another source than {source}; {ask}"
-    if found.verdict not in Verdict.__members__:
-        return Verdict.INCONCLUSIVE, f"its receipt says that it was not checked; {ask}"
     made = "the source given" if digest is not None else "a source that was not given"
     return Verdict[found.verdict], f"so its receipt says, of the file as it stands, made from {made}"
 

@@ -7,111 +7,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import files, receipt, sidecar
 from ..errors import UsageError
 from ..report.text import explanation, fold_table
+from ..weights import OutOfRange
 from . import stats
-from .options import Growth, destination
+from .documents import result_dict, source_dict
+from .options import destination
 from .output import Console, Step, width
+from .settings import Checking, Selection, Writing
 from .signals import raise_received
 
 if TYPE_CHECKING:
     from ..check.verdict import CheckResult
-    from ..files import ModelFile
     from ..fold import FoldResult
-    from ..report import FoldReport
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """What may be folded."""
-
-    skip: tuple[str, ...]
-    only: tuple[str, ...]
-    freeze_inputs: bool
-    keep_inputs: bool
-    max_growth: Growth | None
-    aggressive: bool = False
-    partial: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-safe values; `of` is the way back."""
-        growth = self.max_growth
-        written = None if growth is None else [None if growth.share is None else str(growth.share), growth.count]
-        plain = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {**plain, "skip": list(self.skip), "only": list(self.only), "max_growth": written}
-
-    @classmethod
-    def of(cls, written: Mapping[str, Any]) -> Selection:
-        """The selection that a sidecar kept. Raises UsageError where it is none."""
-        from fractions import Fraction
-
-        try:
-            flags = {name: bool(written[name]) for name in ("freeze_inputs", "keep_inputs", "aggressive", "partial")}
-            growth = written["max_growth"]
-            if growth is not None:
-                growth = Growth(None if growth[0] is None else Fraction(growth[0]), int(growth[1]))
-            skip, only = (tuple(map(str, written[name])) for name in ("skip", "only"))
-        except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
-            raise UsageError(f"The sidecar does not say how the model was folded ({error}).") from error
-        return cls(skip, only, max_growth=growth, **flags)
-
-
-@dataclass(frozen=True, slots=True)
-class Checking:
-    """Whether and how the result is compared with the original."""
-
-    wanted: bool
-    threads: int | None
-    inputs: tuple[Path, ...]
-    shapes: dict[str, tuple[int, ...]]
-    seed: int
-    samples: int | None
-    certificate_only: bool = False
-    ranges: dict[str, tuple[float, float]] = field(default_factory=dict[str, "tuple[float, float]"])
-    calibrated: bool = False
-    timeout: float | None = None
-    providers: tuple[str, ...] = ()
-    tf32: bool = False
-    custom_ops: tuple[Path, ...] = ()
-
-    def arguments(self) -> dict[str, Any]:
-        """As keyword arguments of `check`."""
-        given = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "wanted"}
-        empty = {name for name, value in given.items() if value in ((), {}) and name != "custom_ops"}
-        return {name: None if name in empty else value for name, value in given.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Writing:
-    """Where the result goes, and what may be written although it did not pass."""
-
-    out: Path | None
-    force: bool
-    in_place: bool
-    dry_run: bool
-    accept: frozenset[str]
-    fail_on_unfolded: bool
-    receipt: bool = True
-    rescue: bool = False
-    max_drift: float | None = None
-    keep_statistics: bool = False
-    source_name: str | None = None  # what the sidecar calls the source, where it is no file of the user's
-
-    def accepts(self, check: CheckResult | None) -> str | None:
-        """None if the result may not be written; else the --accept that lets it, "" when none is needed."""
-        if check is None or check:
-            return ""
-        word = check.verdict.name
-        if "degraded" in self.accept and word == "DEGRADED":
-            return "degraded"
-        if "certificate" in self.accept and word == "INCONCLUSIVE":
-            return "certificate" if check.certificate is not None and check.certificate.passed else None
-        return "any" if "any" in self.accept else None
 
 
 def run(
@@ -131,28 +44,37 @@ def run(
     console.clear_of(model, target, None if target is None else target.with_name(target.name + ".data"))
     arguments = checking.arguments()
     with console.progress(4) as step:
+
+        def attempt(made: FoldResult) -> tuple[CheckResult | None, list[Path], str]:
+            return _check_and_write(made, target, checking, arguments, writing, selection, step)
+
         drift = stats.gate(model, checking, writing.max_drift)
         if drift is not None and drift.code:
             return drift.refused(console)
         step("folding")
-        result = _fold(model, selection, {} if checking.wanted else None)
+        leave: dict[str, str] | None = {} if checking.wanted else None
+        late = target is not None
+        result = _fold(model, selection, leave, late=late)
         digest = result.source.sha256 if console.documents else ""
         if target is not None:
             _stands_clear(target, result, writing)
-        leave: dict[str, str] = {}
         while True:
-            check, written, accepted = _check_and_write(result, target, checking, arguments, writing, selection, step)
-            if check is None or not check.flipped or written:
-                break
-            leave.update(check.flipped)  # what is rounded right behind a fold must not change: those sources stay
+            try:
+                check, written, accepted = attempt(result)
+            except OutOfRange:  # a weight that is huge, infinite or NaN: look at all of them before anything is folded
+                late = False
+            else:
+                if check is None or not check.flipped or written:
+                    break
+                leave = {**(leave or {}), **check.flipped}  # what is rounded right behind a fold must not change
             step("folding")
-            result = _fold(model, selection, leave)
-    if writing.rescue and check is not None and check.exit_code == 1 and not written:
-        step("rescuing")
-        saved = _rescued(model, result, check, selection, leave, arguments)
-        if saved is not None:
-            result = saved
-            check, written, accepted = _check_and_write(result, target, checking, arguments, writing, selection, step)
+            result = _fold(model, selection, leave, late=late)
+        if writing.rescue and check is not None and check.exit_code == 1 and not written:
+            step("rescuing")
+            saved = _rescued(model, result, check, selection, leave, arguments)
+            if saved is not None:
+                result = saved
+                check, written, accepted = attempt(result)
     left = len(result.report.unfolded)
     code = check.exit_code if check is not None else 0
     if code == 0 and writing.fail_on_unfolded and left:
@@ -174,7 +96,9 @@ def run(
         code,
         lambda: {
             "source": source_dict(result.source, digest, result.report.opset, result.report.nodes_before),
-            "result": _result_dict(written, result.report, identical=not result.changed),
+            "result": result_dict(
+                written, result.report.opset, result.report.nodes_after, identical=not result.changed
+            ),
             **result.report.to_dict(),
             "check": None if check is None else check.to_dict(),
             **({} if drift is None else {"statistics": drift.found.to_dict()}),
@@ -187,7 +111,7 @@ def _rescued(
     result: FoldResult,
     check: CheckResult,
     selection: Selection,
-    leave: dict[str, str],
+    leave: Mapping[str, str] | None,
     arguments: dict[str, Any],
 ) -> FoldResult | None:
     from ..rescue import noted, rescue
@@ -223,13 +147,7 @@ def run_explain(model: Path, selection: Selection, console: Console) -> int:
     return console.finish("explain", word, sentence, 0, parts)
 
 
-def source_dict(source: ModelFile, digest: str, opset: int, nodes: int) -> dict[str, Any]:
-    """The `source` object of the JSON document."""
-    path = None if source.path is None else str(source.path)
-    return {"path": path, "sha256": digest, "bytes": source.size, "opset": opset, "nodes": nodes}
-
-
-def _fold(model: Path, selection: Selection, leave: Mapping[str, str] | None) -> FoldResult:
+def _fold(model: Path, selection: Selection, leave: Mapping[str, str] | None, *, late: bool = False) -> FoldResult:
     from ..fold import fold_leaving
 
     growth = selection.max_growth
@@ -243,6 +161,7 @@ def _fold(model: Path, selection: Selection, leave: Mapping[str, str] | None) ->
         max_growth=None if growth is None else growth.of,
         aggressive=selection.aggressive,
         partial=selection.partial,
+        late=late,
     )
 
 
@@ -280,8 +199,6 @@ def _check_and_write(
         return (result.check(**arguments) if checking.wanted else None), [], ""
     with files.Staging(target, keep_mode_of=target if writing.in_place else None) as stage:
         step("writing")
-        if writing.receipt:
-            result.source.hash_ahead()
         result.save(stage.path)
         step("checking")
         check = result.check(path=stage.path, **arguments) if checking.wanted else None
@@ -293,21 +210,6 @@ def _check_and_write(
         raise_received()
         written = [] if accepted is None else stage.commit()
         return check, [path for path in written if path != sidecar.sidecar_of(target)], accepted or ""
-
-
-def _result_dict(written: Sequence[Path], report: FoldReport, *, identical: bool) -> dict[str, Any] | None:
-    if not written:
-        return None
-    path, *data = written
-    return {
-        "path": str(path),
-        "sha256": files.digest(path),
-        "bytes": path.stat().st_size,
-        "opset": report.opset,
-        "nodes": report.nodes_after,
-        "identical": identical,
-        "data": [str(each) for each in data],
-    }
 
 
 def _notes(result: FoldResult, written: Sequence[Path], writing: Writing) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -101,6 +102,14 @@ def ranges(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
             raise click.BadParameter(f"the input '{name}' is given twice.", ctx, param)
         found[name] = parts[0], parts[1]
     return found
+
+
+def limit(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    """`--max-drift`: a number above 0, as a click callback."""
+    if value is not None and not (math.isfinite(value) and value > 0):
+        what = "a drift is a number above 0: 0.05 is 5 % of the standard deviation of an output."
+        raise click.BadParameter(what, ctx, param)
+    return value
 
 
 def _number(text: str) -> float | None:

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from .. import files, receipt, sidecar
 from ..errors import UsageError
+from .documents import result_dict, source_dict
 from .output import Console
 from .signals import raise_received
 from .unfolding import refold, unfolded
@@ -22,7 +21,7 @@ from .unfolding import refold, unfolded
 if TYPE_CHECKING:
     from ..stats import Drift, Measured
     from ..stats.staleness import Figures
-    from .folding import Checking
+    from .settings import Checking
 
 NO_DATA = "--max-drift measures the statistics on data: give samples with --inputs."
 CURE = "nothing was written: measure them anew: bnfold stats refresh"
@@ -42,18 +41,10 @@ class Measuring:
     def arguments(self) -> dict[str, Any]:
         """As keyword arguments of `drift` and `refresh` of ONNX models."""
         if self.weights is not None:
-            raise click.UsageError("--weights goes with package.module:factory as MODEL.")
+            raise UsageError("--weights goes with package.module:factory as MODEL.")
         if self.shapes:
-            raise click.UsageError("--shape is for PyTorch models; an ONNX file says what its inputs are.")
+            raise UsageError("--shape is for PyTorch models; an ONNX file says what its inputs are.")
         return {"threads": self.threads, "timeout": self.timeout, "custom_ops": self.custom_ops}
-
-
-def limit(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
-    """`--max-drift`: a number above 0, as a click callback."""
-    if value is not None and not (math.isfinite(value) and value > 0):
-        what = "a drift is a number above 0: 0.05 is 5 % of the standard deviation of an output."
-        raise click.BadParameter(what, ctx, param)
-    return value
 
 
 def run_drift(model: Path, measuring: Measuring, most: float | None, console: Console) -> int:
@@ -67,7 +58,7 @@ def run_drift(model: Path, measuring: Measuring, most: float | None, console: Co
         _ = found.source.sha256  # its file may be a temporary one
     console.say("\n".join([*table(found), ""]))
     word, sentence, code = judged(found, most, _nothing(found))
-    return console.finish("stats drift", word, sentence, code, lambda: parts_of(found, None))
+    return console.finish("stats drift", word, sentence, code, lambda: parts_of(found, []))
 
 
 def run_refresh(
@@ -166,24 +157,14 @@ def _nothing(found: Measured) -> str:
     return told
 
 
-def parts_of(found: Measured, written: Sequence[Path] | None) -> dict[str, Any]:
+def parts_of(found: Measured, written: Sequence[Path]) -> dict[str, Any]:
     """The JSON document's."""
-    from .folding import source_dict
-
     model = found.source.model
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
-    result = None
-    if written:
-        path, *data = written
-        result = {
-            "path": str(path),
-            "sha256": files.digest(path),
-            "bytes": path.stat().st_size,
-            "data": [str(each) for each in data],
-        }
+    nodes = len(model.graph.node)
     return {
-        "source": source_dict(found.source, found.source.sha256, opset, len(model.graph.node)),
-        "result": result,
+        "source": source_dict(found.source, found.source.sha256, opset, nodes),
+        "result": result_dict(written, opset, nodes),
         "statistics": found.to_dict(),
         "check": None,
     }
@@ -202,7 +183,7 @@ class Gate:
         """The end of a fold that did not happen."""
         console.say("\n".join([*table(self.found), ""]))
         sentence = f"{self.sentence}; {CURE}."
-        return console.finish("fold", self.word, sentence, self.code, lambda: parts_of(self.found, None))
+        return console.finish("fold", self.word, sentence, self.code, lambda: parts_of(self.found, []))
 
 
 def gate(model: Path, checking: Checking, most: float | None) -> Gate | None:

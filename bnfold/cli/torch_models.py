@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 from .. import files
 from ..errors import UnreadableModel, UsageError
 from ..report.text import fold_table
-from .folding import Checking, Selection, Writing
+from .documents import result_dict
 from .options import destination
 from .output import Console, width
+from .settings import Checking, Selection, Writing
 
 if TYPE_CHECKING:
     from ..pytorch import ProgramFold
@@ -92,7 +93,7 @@ def run_torch(
         code,
         lambda: {
             "source": _source(model, archive, result),
-            "result": _result(written, result),
+            "result": result_dict(written, 0, result.report.nodes_after),
             **result.report.to_dict(),
             "check": None if check is None else check.to_dict(),
             **({} if drift is None else {"statistics": drift.found.to_dict()}),
@@ -225,18 +226,3 @@ def _source(model: Path, archive: bool, result: ProgramFold) -> dict[str, Any]:
     size = model.stat().st_size if archive else sum(t.nbytes for t in result.original.state_dict.values())
     digest = files.digest(model) if archive else ""
     return {"path": str(model), "sha256": digest, "bytes": size, "opset": 0, "nodes": result.report.nodes_before}
-
-
-def _result(written: list[Path], result: ProgramFold) -> dict[str, Any] | None:
-    if not written:
-        return None
-    path, *data = written
-    return {
-        "path": str(path),
-        "sha256": files.digest(path),
-        "bytes": path.stat().st_size,
-        "opset": 0,
-        "nodes": result.report.nodes_after,
-        "identical": False,
-        "data": [str(each) for each in data],
-    }

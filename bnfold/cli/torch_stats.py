@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..stats.staleness import Figures
     from ..train.measured import Found
     from ..train.sampling import Samples
-    from .folding import Checking
+    from .settings import Checking
     from .stats import Measuring
 
 _STATES = (".pth", ".pt", ".safetensors")

@@ -63,7 +63,8 @@ def refold(
 ) -> int:
     """Refresh the `source` of a folded `model` and fold it to `target` as it was folded before, sidecar and all."""
     from ..stats import refresh
-    from .folding import Checking, Selection, Writing, run
+    from .folding import run
+    from .settings import Checking, Selection, Writing
     from .stats import parts_of, refreshed, table
 
     selection = Selection.of(sidecar.read(model).options)
@@ -75,7 +76,7 @@ def refold(
     console.say("\n".join([*table(made), ""]))
     if not made.layers:
         word, sentence = refreshed(made, made.passes, (), f"{model}, before it was folded, held no BatchNormalization")
-        return console.finish("stats refresh", word, sentence, 0, lambda: parts_of(made, None))
+        return console.finish("stats refresh", word, sentence, 0, lambda: parts_of(made, []))
     checking = Checking(
         True, measuring.threads, (), {}, 0, None, timeout=measuring.timeout, custom_ops=measuring.custom_ops
     )

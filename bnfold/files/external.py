@@ -4,9 +4,12 @@ A model file may come from anyone. A location must stay inside the model's direc
 length must be what type and shape say; then a tensor is read with one pread, when somebody asks for it.
 """
 
+from __future__ import annotations
+
 import math
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -14,7 +17,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import onnx
 
 from ..errors import MalformedModel, UnreadableModel
-from .wire import MARK, is_marked, pread, stamp
+from .wire import MARK, is_marked, pread, pread_into, stamp
 
 _BITS = {
     **dict.fromkeys(("FLOAT", "INT32", "UINT32"), 32),
@@ -53,6 +56,35 @@ class Extent:
             os.close(descriptor)
             raise UnreadableModel(f"{self.path} was changed after it was read.")
         return descriptor
+
+
+class Sources:
+    """Files that are read from, each opened once, by several threads; a context manager that closes them."""
+
+    def __init__(self) -> None:
+        self._open: dict[tuple[Path, str], int] = {}
+        self._opening = threading.Lock()
+
+    def open(self, extent: Extent) -> int:
+        """The descriptor of the extent's file."""
+        key = extent.path, extent.stamp
+        with self._opening:
+            if key not in self._open:
+                self._open[key] = extent.open()
+            return self._open[key]
+
+    def read_into(self, room: memoryview, extent: Extent, start: int = 0) -> None:
+        """Fill `room` with the extent's bytes from `start` on. Raises MalformedModel where the file ends before."""
+        if pread_into(self.open(extent), room, extent.offset + start) < len(room):
+            raise MalformedModel(f"{extent.path} was cut short while it was read.")
+
+    def __enter__(self) -> Sources:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._open.clear()
 
 
 def payload(proto: onnx.TensorProto) -> int:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import threading
-from contextlib import suppress
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import onnx
 from google.protobuf.message import DecodeError, EncodeError
 
 from ..errors import BnfoldError, MalformedModel, UnreadableModel, UnsupportedModel
+from ..hashing import digest
 from .external import extent, is_external, tensors
 from .formats import BINARY, JSON, foreign, format_of, missing_bytes
 from .structure import validate
@@ -38,18 +38,7 @@ class ModelFile:
     directory: Path
     size: int
     notes: tuple[str, ...] = ()
-    _ahead: list[str] = field(default_factory=list[str], repr=False)
-    _hashing: threading.Thread | None = field(default=None, repr=False)
-
-    def hash_ahead(self) -> None:
-        """Begin with the digest of a large file now, beside other work; `sha256` waits for it."""
-        if self.path is not None and self.size >= SCANNED and self._hashing is None and "sha256" not in vars(self):
-            self._hashing = threading.Thread(target=self._hash, args=(self.path,), daemon=True)
-            self._hashing.start()
-
-    def _hash(self, path: Path) -> None:
-        with suppress(OSError):  # whoever asks for the digest meets it again
-            self._ahead.append(digest(path))
+    external: bool = True  # whether tensors may lie in other files; False spares a look at each
 
     @cached_property
     def sha256(self) -> str:
@@ -58,15 +47,13 @@ class ModelFile:
             if self.size > LIMIT:
                 raise UnsupportedModel("A model over 2 GiB has no serialized form to take a digest of; save it first.")
             return hashlib.sha256(self.model.SerializeToString(deterministic=True)).hexdigest()
-        if self._hashing is not None:
-            self._hashing.join()
-        return self._ahead[0] if self._ahead else digest(self.path)
+        return digest(self.path)
 
     @cached_property
     def data(self) -> dict[str, Path]:
         """The external data files: location, as the model gives it, to path."""
         found: dict[str, Path] = {}
-        for proto in tensors(self.model):
+        for proto in tensors(self.model) if self.external else ():
             if is_external(proto):
                 where = extent(proto, self.directory)
                 found[where.path.relative_to(self.directory).as_posix()] = where.path
@@ -76,12 +63,6 @@ class ModelFile:
     def total_size(self) -> int:
         """The bytes of the model file and of its external data together."""
         return self.size + sum(path.stat().st_size for path in self.data.values())
-
-
-def digest(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def size_of(model: onnx.ModelProto) -> int:
@@ -97,6 +78,11 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto) -> ModelFile:
 
     Raises UnreadableModel, MalformedModel or UnsupportedModel; each says what is wrong and what to do.
     """
+    if sys.byteorder != "little":
+        raise UnsupportedModel(
+            "This machine stores numbers with the highest byte first, and ONNX with the lowest: bnfold was never "
+            "tested here, so it refuses."
+        )
     if isinstance(source, onnx.ModelProto):
         model = onnx.ModelProto()
         model.CopyFrom(source)
@@ -104,7 +90,9 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto) -> ModelFile:
     else:
         path = Path(source)
         data, size = _read(path)
-        loaded = ModelFile(_parse(path, data), path, path.parent, size)
+        loaded = ModelFile(
+            _parse(path, data), path, path.parent, size, external=format_of(path) != BINARY or b"location" in data
+        )
     if not loaded.model.HasField("graph"):
         name = "The model" if loaded.path is None else str(loaded.path)
         raise UnreadableModel(f"{name} holds no ONNX graph: it is not an ONNX model, or an empty one.")

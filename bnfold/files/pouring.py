@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..errors import MalformedModel
-from .external import Extent, blocks
+from .external import Extent, Sources, blocks
 from .wire import pread
 
 _BLOCK = 1 << 20  # bytes that are copied at once where the kernel does not do it
@@ -23,12 +23,15 @@ _COPIED = "copy_file_range", "sendfile"  # ways of the kernel, the best first
 
 
 class Computed(Protocol):
-    """Bytes that do not exist yet: pieces of (offset, how to compute them), in any order, that cover all of them."""
+    """Bytes that do not exist yet: pieces of (offset, how to compute them), in any order, that cover all of them.
+
+    What computes a piece is given the files to read from; its answer holds until the same thread computes another one.
+    """
 
     @property
     def nbytes(self) -> int: ...
 
-    def pieces(self) -> Iterator[tuple[int, Callable[[], bytes]]]: ...
+    def pieces(self) -> Iterator[tuple[int, Callable[[Sources], bytes | memoryview]]]: ...
 
 
 Content = bytes | Extent | Computed
@@ -48,9 +51,10 @@ def gathered(content: Content) -> bytes:
     if isinstance(content, Extent):
         return b"".join(blocks(content))
     whole = bytearray(content.nbytes)
-    for at, make in content.pieces():
-        piece = make()
-        whole[at : at + len(piece)] = piece
+    with Sources() as sources:
+        for at, make in content.pieces():
+            piece = make(sources)
+            whole[at : at + len(piece)] = piece
     return bytes(whole)
 
 
@@ -60,7 +64,7 @@ def pour(path: Path, parts: Sequence[tuple[int, Content]], size: int) -> None:
     try:
         os.ftruncate(descriptor, size)
         to_compute: list[tuple[int, Computed]] = []
-        with _Sources() as sources:
+        with Sources() as sources:
             for offset, content in _joined(parts):
                 if isinstance(content, bytes):
                     _put(descriptor, content, offset)
@@ -68,29 +72,9 @@ def pour(path: Path, parts: Sequence[tuple[int, Content]], size: int) -> None:
                     _copy(sources.open(content), content, descriptor, offset)
                 else:
                     to_compute.append((offset, content))
-        _compute(descriptor, to_compute)
+            _compute(descriptor, to_compute, sources)
     finally:
         os.close(descriptor)
-
-
-class _Sources:
-    """The files that are copied from, each opened once."""
-
-    def __init__(self) -> None:
-        self._open: dict[tuple[Path, str], int] = {}
-
-    def open(self, extent: Extent) -> int:
-        key = extent.path, extent.stamp
-        if key not in self._open:
-            self._open[key] = extent.open()
-        return self._open[key]
-
-    def __enter__(self) -> _Sources:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for descriptor in self._open.values():
-            os.close(descriptor)
 
 
 def _joined(parts: Sequence[tuple[int, Content]]) -> Iterator[tuple[int, Content]]:
@@ -126,7 +110,7 @@ def _joined(parts: Sequence[tuple[int, Content]]) -> Iterator[tuple[int, Content
         yield start, b"".join(pieces)
 
 
-def _compute(descriptor: int, tensors: Sequence[tuple[int, Computed]]) -> None:
+def _compute(descriptor: int, tensors: Sequence[tuple[int, Computed]], sources: Sources) -> None:
     lock = None if hasattr(os, "pwrite") else threading.Lock()
     jobs = ((offset + at, make) for offset, tensor in tensors for at, make in tensor.pieces())
 
@@ -137,7 +121,7 @@ def _compute(descriptor: int, tensors: Sequence[tuple[int, Computed]]) -> None:
             if job is None or failed:
                 return
             try:
-                _put(descriptor, job[1](), job[0], lock)
+                _put(descriptor, job[1](sources), job[0], lock)
             except BaseException as error:  # it is raised again below, in the thread that waits
                 failed.append(error)
                 return
@@ -156,7 +140,7 @@ def _compute(descriptor: int, tensors: Sequence[tuple[int, Computed]]) -> None:
         raise failed[0]
 
 
-def _put(descriptor: int, data: bytes, offset: int, lock: threading.Lock | None = None) -> None:
+def _put(descriptor: int, data: bytes | memoryview, offset: int, lock: threading.Lock | None = None) -> None:
     view = memoryview(data)
     if hasattr(os, "pwrite"):
         while view:

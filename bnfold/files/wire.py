@@ -157,6 +157,18 @@ def pread(descriptor: int, length: int, offset: int) -> bytes:
     return b"".join(pieces)
 
 
+def pread_into(descriptor: int, room: memoryview, offset: int) -> int:
+    """Fill `room` with the bytes from `offset` on; returns how many there were, fewer only at the end of the file."""
+    if not hasattr(os, "preadv"):
+        found = pread(descriptor, len(room), offset)
+        room[: len(found)] = found
+        return len(found)
+    done = os.preadv(descriptor, [room], offset)
+    while done < len(room) and (more := os.preadv(descriptor, [room[done:]], offset + done)):
+        done += more
+    return done
+
+
 def skeleton(descriptor: int, path: Path) -> bytes:
     """The model file without the bytes of its large tensors, each of which says where in the file they are."""
     size = os.fstat(descriptor).st_size

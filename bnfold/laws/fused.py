@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from ..affine import Affine
 from ..gauge import Answer, Law, Need, Op, Reason, Refusal
 from .common import attributes, no
 from .convolution import conv_down, conv_up
 from .linear import gemm_down, gemm_up, matmul_down, matmul_up
-
-_Up = Callable[[Op, int, Affine], Answer]
 
 
 def _active(op: Op) -> Refusal | None:

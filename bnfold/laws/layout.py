@@ -14,8 +14,8 @@ from typing import TypeAlias
 import numpy as np
 
 from ..affine import IDENTITY, Affine, Array, affine, concatenated
+from ..dims import factor
 from ..gauge import Action, Answer, Carry, Dim, Need, Op, Reason, Refusal, Shape
-from ..shapes import factor
 from .common import Law, attributes, no, static
 
 _MOST = 1 << 24  # coefficients that moving them into another layout may make

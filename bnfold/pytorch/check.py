@@ -2,7 +2,7 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # where a module keeps its parameters and hooks has no public name
 # pyright: reportPrivateUsage=false
-"""The check of a folded module: the certificate, and gate 3 with torch in float64 as the judge.
+"""The check of a folded module: the certificate, and gates 2 and 3 with torch in float64 as the judge.
 
 Both modules run as they are, on their own device; both in float64, the folded one also with its weights before they
 were rounded, and the original with every weight moved by ±u. What these must satisfy is what a file must.
@@ -11,13 +11,14 @@ were rounded, and the original with every weight moved by ±u. What these must s
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -26,9 +27,12 @@ from torch.utils import _pytree as pytree
 from ..check.gate3 import judge_pair
 from ..check.inputs import Sample
 from ..check.judge import Judge
+from ..check.locate import combined, without_hidden
 from ..check.running import Provided
 from ..check.steps import jumps_inside
 from ..check.verdict import Certificate, CheckResult, SampleRecord, Settled, Verdict
+from .local import local_bounds
+from .outcome import Sides
 from .trace import _HOOKS, _WITH, copied
 
 Array = NDArray[Any]
@@ -46,17 +50,15 @@ def check_modules(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     *,
-    model: onnx.ModelProto,
+    sides: Sides,
     certificate: Certificate,
     samples: int,
     seed: int,
     tf32: bool,
 ) -> CheckResult:
     """The verdict on a folded module. to_exact: turns a copy of the original in float64 into the unrounded fold; None:
-    it cannot, and the stored weights are judged alone.
+    it cannot, and the stored weights are judged alone. sides: the two graphs, for gate 2.
     """
-    if not certificate.passed:
-        return CheckResult(Verdict.NOT_EQUIVALENT, certificate.sentence, certificate, seed=seed)
     first, second = _quiet(original), _quiet(folded)
     device = next((str(t.device.type) for t in first.parameters()), "cpu")
     feeds = [_sample(KINDS[k % len(KINDS)], k, seed, (args, dict(kwargs))) for k in range(max(1, samples))]
@@ -77,7 +79,7 @@ def check_modules(
             seed=seed,
             u=u,
             c=2.0 if u <= 2.0**-24 and coarser == 1.0 else 3.0,
-            jumps=jumps_inside(model.graph),
+            jumps=jumps_inside(sides.original.model.graph),
             coarser=coarser,
         )
     except Settled as end:
@@ -85,17 +87,45 @@ def check_modules(
     except _NoJudge as error:
         sentence = f"torch cannot run the module in float64: {error}"
         return CheckResult(Verdict.INCONCLUSIVE, sentence, certificate, provider=f"torch {device}", seed=seed)
+    arithmetic = "ieee" if device == "cpu" else "tf32" if tf32 else "gpu"
+    different = None if found.verdict is Verdict.INCONCLUSIVE else found.verdict is Verdict.NOT_EQUIVALENT
+    kinds = [sample.kind for sample in provided.samples]
+    with _precision(tf32):
+        gate2 = local_bounds(sides, feeds, kinds, arithmetic=arithmetic, seed=seed, different=different)
+    if found.verdict.passed and certificate.passed:
+        gate2 = without_hidden(gate2, math.inf)
+    verdict, sentence = combined(gate2, found)
+    if not certificate.passed:
+        verdict, sentence = Verdict.NOT_EQUIVALENT, f"{certificate.sentence}; {sentence}"
     records = tuple(SampleRecord(KINDS[k % len(KINDS)], shapes, not why, why) for k, why in enumerate(found.counted))
     return CheckResult(
-        found.verdict,
-        found.sentence,
+        verdict,
+        sentence,
         certificate,
         found.figures,
         f"torch {device}",
         records,
         seed,
         tuple(found.warnings),
+        gate2=gate2,
     )
+
+
+@dataclass(frozen=True)
+class Altered:
+    """Gate 1 where the module does not hold any more what the fold put there: `names` of its state."""
+
+    names: tuple[str, ...]
+    passed: bool = False
+
+    @property
+    def figures(self) -> Mapping[str, Any]:
+        return {"altered": list(self.names)}
+
+    @property
+    def sentence(self) -> str:
+        more = f" (and {len(self.names) - 1} more)" if len(self.names) > 1 else ""
+        return f"{next(iter(self.names), '')}{more} is no longer what the fold made of it"
 
 
 class _NoJudge(Exception):
@@ -179,7 +209,7 @@ def _computes(part: nn.Module, name: str) -> bool:
 
 
 def _wide(module: nn.Module) -> nn.Module:
-    return copy.deepcopy(module).double()
+    return copied(module).double()
 
 
 def _widened(value: Any) -> Any:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..affine import Array
 
 DOMAIN = "torch"
+NO_LAWS = "aten"  # the domain of the calls that no law knows
 HOOK, SUM = "hook", "sum"
 
 

@@ -17,12 +17,14 @@ import onnx
 from numpy.typing import NDArray
 from torch import nn
 
-from ..errors import BnfoldError
+from ..errors import BnfoldError, UnsupportedModel
 from ..report import FoldReport
 from .express import express
 from .outcome import Folded, Obstacle, Outcome, digest, search
 from .recipe import ModuleReport, Recipe, carry_out
-from .trace import Traced, copied, require_foldable, trace, unwrapped, without_parametrizations
+from .skeleton import Skeleton
+from .tensors import bits
+from .trace import copied, require_foldable, sentence, trace, unwrapped, without_parametrizations
 
 if TYPE_CHECKING:
     from ..check.certificate import CertificateResult
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _HINT = "Only the form of the module stands in the way: pytorch.fold_program folds it in the exported program."
+
+_DEPENDS = "The code of the module depends on what would be gone"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +51,7 @@ class ModuleFold(Generic[_Module]):
     kwargs: Mapping[str, Any] = field(repr=False)
     folded: Folded = field(repr=False)
     _values: Mapping[str, onnx.TensorProto] = field(repr=False)
+    _after: Skeleton = field(repr=False)
 
     def certificate(self) -> CertificateResult:
         """Gate 1: every stored weight is the correctly rounded one. That the module computes with them, op for op as
@@ -58,9 +63,11 @@ class ModuleFold(Generic[_Module]):
 
         samples: the given inputs first, then noise of their shapes from `seed`. tf32: let CUDA use TF32 meanwhile.
         """
-        from .check import check_modules
+        from .check import Altered, check_modules
 
         exact = self.folded.result.exact
+        state = self.module.state_dict()
+        altered = tuple(n for n, proto in self._values.items() if n not in state or bits(state[n]) != proto.raw_data)
 
         def to_exact(module: nn.Module) -> None:
             held = {name: _double(proto, exact) for name, proto in self._values.items()}
@@ -69,11 +76,11 @@ class ModuleFold(Generic[_Module]):
         return check_modules(
             self.original,
             self.module,
-            to_exact,
+            None if altered else to_exact,
             self.args,
             self.kwargs,
-            model=self.folded.result.model,
-            certificate=self.certificate(),
+            sides=self.folded.sides(self._after),
+            certificate=Altered(altered) if altered else self.certificate(),
             samples=samples,
             seed=seed,
             tf32=tf32,
@@ -115,39 +122,89 @@ def fold(
         subject = module if inplace else copied(module)
         without_parametrizations(subject)
     original = copied(subject) if inplace else subject
-    traced = trace(subject, args, kwargs, dynamic_shapes)
-    said: list[tuple[Recipe, dict[str, onnx.TensorProto]]] = []
-
-    def expressed(outcome: Outcome) -> Sequence[Obstacle]:
-        found = express(traced, outcome)
-        if isinstance(found, list):
-            return found
-        said.append(found)
-        return ()
-
-    folded = search(traced.skeleton, skip=skip, only=only, express=expressed, hint=_HINT)
-    recipe, values = said[-1]
-    made = copied(subject)
-    carry_out(recipe, made, values)
-    _require_same(traced, folded, trace(made, args, kwargs, dynamic_shapes))
+    attempt = _Attempt(subject, args, kwargs, dynamic_shapes, skip, only)
+    refused: dict[str, str] = {}
+    folded, problem = attempt.fold(refused)
+    while problem is not None:
+        sources = [record.node.name for record in folded.result.records]
+        blamed = attempt.blamed(sources, refused) or dict.fromkeys(sources, f"{_DEPENDS}: {problem}")
+        if not blamed:
+            raise BnfoldError(f"The module is not traced twice alike, so it is not folded: {problem}")
+        refused |= blamed
+        folded, problem = attempt.fold(refused)
+    recipe, values, made, after = attempt.recipe, attempt.values, attempt.made, attempt.after
     if inplace:
         carry_out(recipe, module, values)
         made = module
     report = _report(folded.report, recipe)
-    return ModuleFold(made, report, original, args, dict(kwargs or {}), folded, values)
+    return ModuleFold(made, report, original, args, dict(kwargs or {}), folded, values, after)
 
 
 def _report(report: FoldReport, recipe: Recipe) -> ModuleReport:
     return ModuleReport(**{f.name: getattr(report, f.name) for f in fields(report)}, recipe=recipe)
 
 
-def _require_same(before: Traced, folded: Folded, after: Traced) -> None:
-    wanted = digest(folded.result.model if folded.result.changed else before.skeleton.model)
-    if digest(after.skeleton.model) != wanted:
-        raise BnfoldError(
-            "The folded module does not export to the graph that was folded, so it is not given back; this is a bug in "
-            "bnfold, or code that depends on more than its inputs. pytorch.fold_program folds the exported program."
+class _Attempt(Generic[_Module]):
+    """Folds of one module, each of which is carried out on a copy and traced again."""
+
+    made: _Module
+    recipe: Recipe
+    values: dict[str, onnx.TensorProto]
+    after: Skeleton
+
+    def __init__(
+        self,
+        module: _Module,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any] | None,
+        dynamic_shapes: Any,
+        skip: Sequence[str],
+        only: Sequence[str],
+    ) -> None:
+        self._module, self._given, self._selection = module, (args, kwargs, dynamic_shapes), (skip, only)
+        self._traced = trace(module, *self._given)
+
+    def fold(self, refused: Mapping[str, str]) -> tuple[Folded, str | None]:
+        """Fold all but the refused sources; and why the module that came of it is not what it should be, if so."""
+        skip, only = self._selection
+        folded = search(
+            self._traced.skeleton, skip=skip, only=only, express=self._expressed, hint=_HINT, refused=refused
         )
+        self.made = copied(self._module)
+        carry_out(self.recipe, self.made, self.values)
+        return folded, self._seen(folded)
+
+    def blamed(self, sources: Sequence[str], refused: Mapping[str, str]) -> dict[str, str]:
+        """Those of the sources without which the module's own code goes on as before, and what happens with them."""
+
+        def among(part: Sequence[str]) -> dict[str, str]:
+            _, problem = self.fold({**refused, **dict.fromkeys(set(sources) - set(part), "")})
+            if problem is None:
+                return {}
+            if len(part) == 1:
+                return {part[0]: f"{_DEPENDS}: {problem}"}
+            half = len(part) // 2
+            return {**among(part[:half]), **among(part[half:])}
+
+        return among(sources)
+
+    def _expressed(self, outcome: Outcome) -> Sequence[Obstacle]:
+        found = express(self._traced, outcome)
+        if isinstance(found, list):
+            return found
+        self.recipe, self.values = found
+        return ()
+
+    def _seen(self, folded: Folded) -> str | None:
+        """Whether the module that was made exports to the graph that was folded; what it does instead."""
+        wanted = folded.result.model if folded.result.changed else self._traced.skeleton.model
+        try:
+            self.after = trace(self.made, *self._given).skeleton
+        except UnsupportedModel as error:
+            return sentence(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+        if digest(self.after.model) != digest(wanted):
+            return "it computes something else then."
+        return None
 
 
 def like_folded(module: _Module, report: ModuleReport) -> _Module:

@@ -53,13 +53,27 @@ class Outcome:
     attributes: Mapping[str, Mapping[str, float]]
 
 
+@dataclass(frozen=True)
+class Sides:
+    """The original's skeleton, the folded one's, and the folded model under the names of the original."""
+
+    original: Skeleton
+    candidate: Skeleton
+    model: onnx.ModelProto
+
+
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """A fold that can be expressed, and the report of it."""
+    """A fold that can be expressed, and the report of it. `skeleton`: what was folded."""
 
+    skeleton: Skeleton
     result: FoldResult
     outcome: Outcome
     report: FoldReport
+
+    def sides(self, after: Skeleton) -> Sides:
+        """The two graphs that gate 2 compares; `after`: the skeleton of what was made."""
+        return Sides(self.skeleton, after, self.result.model if self.result.changed else self.skeleton.model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +92,26 @@ def search(
     only: Sequence[str],
     express: Callable[[Outcome], Sequence[Obstacle]],
     hint: str,
+    refused: Mapping[str, str] | None = None,
 ) -> Folded:
-    """Fold until nothing is left that `express` objects to: what led to it stays, for the reason that it gives."""
+    """Fold until nothing is left that `express` objects to: what led to it stays, for the reason that it gives.
+
+    refused: sources that stay in any case, and the sentence that says why.
+    """
     left: dict[str, str] = {}
+    normal: set[str] = set()  # what is left is not read, so that it stays unknown there whether it is a normalization
     while True:
         result = _folded(skeleton, (*skip, *map(escape, left)), only)
+        normal.update(name for each in result.report.folded if each.is_normalization for name in each.nodes)
+        if refused and not left:
+            left.update(refused)
+            continue
         outcome = _outcome(skeleton, result)
         obstacles = express(outcome)
         new = {source: o.sentence for o in obstacles for source in _sources(result, o)} if obstacles else {}
         new = {source: sentence for source, sentence in new.items() if source not in left}
         if not obstacles:
-            return Folded(result, outcome, _told(result.report, left, hint))
+            return Folded(skeleton, result, outcome, _told(result.report, left, normal, hint))
         if not new:  # it cannot be traced to one: none is folded
             new = {r.node.name: o.sentence for r in result.records for o in obstacles[:1]}
         left.update(new)
@@ -147,12 +170,13 @@ def _sources(result: FoldResult, obstacle: Obstacle) -> list[str]:
     return found
 
 
-def _told(report: FoldReport, left: Mapping[str, str], hint: str) -> FoldReport:
+def _told(report: FoldReport, left: Mapping[str, str], normal: set[str], hint: str) -> FoldReport:
     def of(kept: Kept) -> Kept:
         sentences = [left[name] for name in kept.nodes if name in left]
         if kept.reason != Reason.SKIPPED or not sentences:
             return kept
-        return replace(kept, reason=Reason.CONFLICT.value, message=sentences[0], hint=hint)
+        known = kept.is_normalization or not normal.isdisjoint(kept.nodes)
+        return replace(kept, reason=Reason.CONFLICT.value, message=sentences[0], hint=hint, is_normalization=known)
 
     return replace(report, kept=tuple(map(of, report.kept)))
 
@@ -163,8 +187,14 @@ def runtime_input(node: onnx.NodeProto, constants: Mapping[str, Constant]) -> st
 
 
 def digest(model: onnx.ModelProto) -> dict[str, bytes]:
-    """For each output of a graph, in order, a number that is the same for graphs that compute the same by the same
-    ops, attributes and constants, whatever their names are."""
+    """`digests` of the outputs, by position."""
+    known = digests(model)
+    return {str(k): known[info.name] for k, info in enumerate(model.graph.output)}
+
+
+def digests(model: onnx.ModelProto) -> dict[str, bytes]:
+    """For each value of a graph a number that is the same in graphs that compute it by the same ops, attributes and
+    constants, whatever their names are."""
     known: dict[str, bytes] = {"": b"none"}
     for position, info in enumerate(model.graph.input):
         known[info.name] = f"input {position}".encode()
@@ -180,7 +210,7 @@ def digest(model: onnx.ModelProto) -> dict[str, bytes]:
         found = hashlib.blake2b(repr((node.domain, node.op_type, names, held)).encode(), digest_size=16)
         for k, out in enumerate(node.output):
             known[out] = found.digest() + str(k).encode()
-    return {str(k): known[info.name] for k, info in enumerate(model.graph.output)}
+    return known
 
 
-__all__ = ["Edit", "Folded", "Inserted", "Node", "Obstacle", "Outcome", "digest", "runtime_input", "search"]
+__all__ = ["Edit", "Folded", "Inserted", "Node", "Obstacle", "Outcome", "digest", "digests", "runtime_input", "search"]

@@ -23,9 +23,9 @@ from torch.fx import Graph, GraphModule, Node
 
 from ..errors import BnfoldError, UsageError
 from ..report import FoldReport
-from .aten import Number, Shaped, arguments, made, name_of
+from .aten import Number, Shaped, arguments, made, name_of, writes
 from .outcome import Edit, Folded, Obstacle, Outcome, digest, search
-from .skeleton import Skeleton, functional, skeleton
+from .skeleton import Skeleton, functional, is_harmless, skeleton
 from .tensors import from_proto
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class ProgramFold:
     report: FoldReport
     original: ExportedProgram = field(repr=False)
     folded: Folded = field(repr=False)
+    _after: Skeleton = field(repr=False)
 
     def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments of the program: those that it was exported with, else noise of their shapes."""
@@ -71,7 +72,7 @@ class ProgramFold:
             None,
             args,
             kwargs,
-            model=self.folded.result.model,
+            sides=self.folded.sides(self._after),
             certificate=self.folded.result.certificate(),
             samples=samples,
             seed=seed,
@@ -96,11 +97,12 @@ def fold_exported(program: ExportedProgram, *, skip: Sequence[str] = (), only: S
     found = skeleton(plain, sums=True)
     folded = search(found, skip=skip, only=only, express=lambda o: list(_obstacles(found, o)), hint=_HINT)
     if not folded.result.changed:
-        return ProgramFold(program, folded.report, program, folded)
+        return ProgramFold(program, folded.report, program, folded, found)
     result = _Rewrite(found, folded.outcome).program()
-    if digest(skeleton(result, sums=True).model) != digest(folded.result.model):
+    after = skeleton(functional(result), sums=True)
+    if digest(after.model) != digest(folded.result.model):
         raise BnfoldError("The program that was written is not the one that was folded; this is a bug in bnfold.")
-    return ProgramFold(result, folded.report, program, folded)
+    return ProgramFold(result, folded.report, program, folded, after)
 
 
 def _obstacles(found: Skeleton, outcome: Outcome) -> Iterator[Obstacle]:
@@ -157,7 +159,11 @@ class _Rewrite:
                 self._remove(self._found.nodes[title])
         for each in self._outcome.inserted:
             self._insert(each.title, each.value)
+        for old in reversed([n for n in self._old.graph.nodes if self._gone(n)]):
+            if not self._copy[old].users:  # a call that writes is never dead by itself
+                self._graph.erase_node(self._copy[old])
         self._graph.eliminate_dead_code()
+        self._write_into_nothing_shared()
         specs = self._remaining()
         graph_module = GraphModule(self._old.graph_module, self._graph)
         graph_module.meta.update(self._old.graph_module.meta)
@@ -259,14 +265,27 @@ class _Rewrite:
         for each in [u for u in old.users if _is_item(u)] if many else [old]:
             self._copy[each].replace_all_uses_with(source)
 
+    def _gone(self, old: Node) -> bool:
+        call: Any = old.args[0] if _is_item(old) else old
+        return call in self._protos and self._protos[call].name in self._outcome.removed
+
+    def _write_into_nothing_shared(self) -> None:
+        """relu_ behind a normalization that is gone would write into what the layer before gives to others too."""
+        order = {node: k for k, node in enumerate(self._graph.nodes)}
+        for node in self._graph.nodes:
+            if node.op == "call_function" and writes(node) and not is_harmless(node, order):
+                base, _, overload = name_of(node).partition(".")
+                packet = getattr(torch.ops.aten, base, None)
+                if hasattr(packet, overload):
+                    node.target = getattr(packet, overload)
+
     def _source(self, old: Node) -> Node:
         """The value that a call gave on, or what gave it on to that one."""
         proto = self._protos[old]
         name = next(n for n in proto.input if n and n not in self._found.constants)
         source = next(n for n in old.all_input_nodes if self._value(n) == name)
         behind: Any = source.args[0] if _is_item(source) else source
-        gone = behind in self._protos and self._protos[behind].name in self._outcome.removed
-        return self._source(behind) if gone else source
+        return self._source(behind) if self._gone(behind) else source
 
     def _value(self, node: Node) -> str:
         if _is_item(node):

@@ -12,7 +12,7 @@ import operator
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,21 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
 from torch.fx.node import map_aggregate
 
-from .aten import Ints, Made, Number, Shaped, made, writes
-from .laws import DOMAIN, HOOK
+from .aten import Ints, Made, Number, Shaped, made, name_of, writes
+from .laws import DOMAIN, HOOK, NO_LAWS
 from .tensors import TYPES, to_proto
 
 OPSET = 21
+_FIRST = ("BatchNormalization", "MaxPool", "GlobalMaxPool")  # with statistics or indices that nobody reads
 _LARGEST = 1 << 26  # elements of a constant that is computed here
 _ASSERTS = ("_assert", "sym_constrain")
+# calls that surely make a tensor of their own; others may give a view, or their input itself, without saying so
+_FRESH = frozenset(
+    "conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d linear addmm batch_norm "
+    "layer_norm group_norm instance_norm embedding add sub mul div rsub neg cat relu sigmoid tanh silu gelu leaky_relu "
+    "elu hardtanh hardswish hardsigmoid softmax mean sum exp pow sqrt where maximum minimum matmul mm bmm clone "
+    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool2d adaptive_avg_pool1d".split()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,41 +62,35 @@ class Skeleton:
     nodes: dict[str, Node]  # ONNX node name -> the call
     exact: dict[str, dict[str, float]]  # ONNX node name -> attributes in float64
     state: dict[str, torch.Tensor]  # by qualified name
-    derived: dict[Node, set[str]] = field(default_factory=dict["Node", "set[str]"])  # the states each was made from
-
-    def name_of(self, node: Node) -> str:
-        return next(name for name, call in self.nodes.items() if call is node)
+    derived: dict[Node, set[str]]  # the states that each constant was made from
+    values: dict[Node, str]  # what each call's value is called in the model
 
 
 def functional(program: ExportedProgram) -> ExportedProgram:
     """The program without calls that change a value which somebody else still reads."""
     order = {node: k for k, node in enumerate(program.graph.nodes)}
     for node in program.graph.nodes:
-        if node.op == "call_function" and writes(node) and not _harmless(node, order):
+        if node.op == "call_function" and writes(node) and not is_harmless(node, order):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch warns itself of what it does here
                 return program.run_decompositions({})
     return program
 
 
-def _harmless(node: Node, order: Mapping[Node, int]) -> bool:
+def is_harmless(node: Node, order: Mapping[Node, int]) -> bool:
     """relu_(x) is relu(x) where x is nobody's but this call's from here on, and no view of anything."""
     schema: Any = getattr(node.target, "_schema", None)
     written = [k for k, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
     if written != [0] or not node.args or not isinstance(node.args[0], Node):
         return False
     value = node.args[0]
-    if value.op != "call_function" or (_is_view(value) and not writes(value)):
+    if value.op != "call_function" or not (_is_fresh(value) or writes(value)):
         return False
-    return all(user is node or (order[user] < order[node] and not _is_view(user)) for user in value.users)
+    return all(user is node or (order[user] < order[node] and _is_fresh(user)) for user in value.users)
 
 
-def _is_view(node: Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return node.target is operator.getitem or not isinstance(node.target, torch._ops.OpOverload)  # pyright: ignore[reportPrivateUsage] -- the class of every ATen call
-    # a Dropout that does nothing gives its input back, and does not say so
-    return "dropout" in schema.name or any(result.alias_info is not None for result in schema.returns)
+def _is_fresh(node: Node) -> bool:
+    return node.op == "call_function" and not writes(node) and name_of(node).partition(".")[0] in _FRESH
 
 
 def skeleton(program: ExportedProgram, *, opaque: frozenset[str] = frozenset(), sums: bool = False) -> Skeleton:
@@ -128,9 +130,12 @@ class _Builder:
         graph = onnx.helper.make_graph(
             self._protos, "program", self._inputs, outputs, list(self._tensors.values()), value_info=self._infos
         )
-        opsets = [onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(DOMAIN, 1)]
+        domains = (("", OPSET), (DOMAIN, 1), (NO_LAWS, 1))
+        opsets = [onnx.helper.make_opsetid(*each) for each in domains]
         model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
-        return Skeleton(self._program, model, self._constants, self._nodes, self._exact, self._state, self._derived)
+        return Skeleton(
+            self._program, model, self._constants, self._nodes, self._exact, self._state, self._derived, self._names
+        )
 
     def _placeholder(self, node: Node, spec: Any, changed: set[str]) -> None:
         held = None
@@ -170,15 +175,15 @@ class _Builder:
             found = None
         if found is not None and any(isinstance(o, Shaped) and o.node not in self._known for o in found.operands):
             found = None
-        if found is None:
+        if found is None or self._converts(node, found):
             found = self._unknown(node)
         elif self._sums and found.kind == "sum":
             found = Made("ReduceSum", found.operands, found.attributes)
         title = self._titles[node]
         self._names[node] = node.name
         outputs = [f"{node.name}:{k}" for k in range(len(value))] if many else [node.name]
-        if found.kind == "BatchNormalization" and all(user.args[1:] == (0,) or not user.users for user in node.users):
-            outputs = outputs[:1]  # a decomposed one also gives the statistics that it used
+        if found.kind in _FIRST and all(user.args[1:] == (0,) or not user.users for user in node.users):
+            outputs = outputs[:1]
         inputs = [self._operand(node, k, o, found) for k, o in enumerate(found.operands)]
         attributes = {**found.attributes, **found.exact}
         proto = onnx.helper.make_node(found.kind, inputs, outputs, title, domain=found.domain)
@@ -190,13 +195,20 @@ class _Builder:
         if not many:
             self._infos.append(_info(node.name, value))
 
+    def _converts(self, node: Node, found: Made) -> bool:
+        """Whether arithmetic with a constant makes another type of its operand: without it the type would stay."""
+        if found.kind not in ("Add", "Sub", "Mul", "Div"):
+            return False
+        read = [o for o in found.operands if isinstance(o, Node) and o not in self._known]
+        return len(read) < 2 and any(_dtype(o) != _dtype(node) for o in read)
+
     def _unknown(self, node: Node) -> Made:
         """A node of a domain without laws: it reads what the call reads."""
         read = [n for n in node.all_input_nodes if n in self._names and _is_tensor(n)]
         name = str(node.target)
         if name.startswith("bnfold.watch"):
             return Made(HOOK, read, domain=DOMAIN)
-        return Made(name.removeprefix("aten.").partition(".")[0], read, domain=DOMAIN)
+        return Made(name.removeprefix("aten.").partition(".")[0], read, domain=NO_LAWS)
 
     def _computed(self, node: Node) -> bool:
         """Whether the call's value depends on constants alone: then it is one."""

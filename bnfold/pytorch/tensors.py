@@ -47,13 +47,6 @@ def from_proto(proto: onnx.TensorProto, *, like: torch.Tensor | None = None) -> 
     return made.to(value.dtype).copy_(value)
 
 
-def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Whether two tensors hold the same type, shape and bits (NaN and the sign of 0 included)."""
-    if first.dtype != second.dtype or first.shape != second.shape:
-        return False
-    return bits(first) == bits(second)
-
-
 def bits(tensor: torch.Tensor) -> bytes:
     """The tensor's elements in their order, as bytes."""
     held: Any = tensor.detach().cpu().contiguous().reshape(-1)

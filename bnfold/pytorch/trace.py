@@ -27,7 +27,7 @@ from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from ..errors import UnsupportedModel, UsageError
-from .aten import name_of
+from .aten import arguments, name_of
 from .skeleton import Skeleton, functional, skeleton
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -35,7 +35,7 @@ _HOOKS = (
     "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
 )  # fmt: skip
 _WITH = ("_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called")
-_ARITHMETIC = frozenset("add sub mul div rsub pow clamp clamp_min clamp_max hardtanh leaky_relu".split())
+_NUMBERS = frozenset("add sub mul div rsub pow clamp clamp_min clamp_max hardtanh leaky_relu".split())
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.qat", "torch.ao.nn.intrinsic.q", "torch.nn.quantized",
               "torch.ao.quantization.fake_quantize", "torch.nn.qat", "torch.nn.intrinsic.q")  # fmt: skip
 
@@ -167,7 +167,9 @@ def copied(module: _Module, memo: dict[int, Any] | None = None) -> _Module:
                 if id(getattr(hook, "__self__", None)) not in inside:
                     memo[id(hook)] = hook
     try:
-        return copy.deepcopy(module, memo)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch says of its own classes
+            return copy.deepcopy(module, memo)
     except Exception as error:  # whatever a user's class may do in __deepcopy__
         raise UnsupportedModel(
             f"This module cannot be copied ({sentence(error)}): make copy.deepcopy(module) work first."
@@ -267,8 +269,21 @@ def sentence(error: Exception) -> str:
 
 def _has_numbers(found: Skeleton) -> bool:
     return any(c.kind == "number" and ":number" in name for name, c in found.constants.items()) or any(
-        not node.all_input_nodes for node in _calls(found.program)
+        not node.all_input_nodes or _pads_nothing(node) for node in _calls(found.program)
     )
+
+
+def _suspect(node: Node) -> bool:
+    """Whether a number of the call may come from a size, and makes a difference to what may pass it."""
+    return not node.all_input_nodes or _pads_nothing(node) or name_of(node).partition(".")[0] in _NUMBERS
+
+
+def _pads_nothing(node: Node) -> bool:
+    """A padding that adds nothing to these sizes may do so to others; one that adds something lets no more through."""
+    if name_of(node).partition(".")[0] not in ("pad", "constant_pad_nd"):
+        return False
+    amounts: Any = (arguments(node) or {}).get("pad")
+    return not any(isinstance(amount, int) and amount > 0 for amount in amounts or ())
 
 
 def _calls(program: ExportedProgram) -> list[Node]:
@@ -287,12 +302,12 @@ def _from_sizes(
 ) -> frozenset[str]:
     """The calls in which a number may come from a size of the inputs: another input would give another number."""
     mine = _calls(program)
-    suspects = frozenset(
-        node.name for node in mine if not node.all_input_nodes or name_of(node).partition(".")[0] in _ARITHMETIC
-    )
+    suspects = frozenset(node.name for node in mine if _suspect(node))
 
     def free(value: Any) -> Any:
-        return dict.fromkeys(range(value.dim()), Dim.AUTO) if isinstance(value, torch.Tensor) else None
+        if not isinstance(value, torch.Tensor):
+            return None
+        return {k: Dim.AUTO for k, size in enumerate(value.shape) if size > 1}  # 0 and 1 are never free
 
     def unmarked(value: Any) -> Any:
         return value.detach() if isinstance(value, torch.Tensor) else value  # Dim.AUTO leaves a mark on the tensor

@@ -3,13 +3,14 @@
 Float64 rounding is 2⁻²⁹ of float32's, so what it computes is the truth that a float32 run is measured against.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
+from bnfold.bodies import graphs_of
 from bnfold.errors import UsageError
 from bnfold.reference.node import Array
 from bnfold.reference.program import EvaluationError, Program, Scope
@@ -40,7 +41,7 @@ class Evaluator:
             raise UsageError("The reference evaluates in float64, or in the model's own types with dtype=None.")
         self._promote = dtype is not None
         exact = {name: np.asarray(value) for name, value in (exact or {}).items()}
-        dims = {proto.name: tuple(proto.dims) for graph in _graphs(model.graph) for proto in graph.initializer}
+        dims = {proto.name: tuple(proto.dims) for graph in graphs_of(model.graph) for proto in graph.initializer}
         for name, value in exact.items():
             if name not in dims:
                 raise UsageError(f"The exact value of {name!r} replaces no initializer of the model.")
@@ -108,11 +109,3 @@ def evaluate_node(
     wanted = [name for name in node.output if name]
     found = dict(zip(wanted, program.run(given, wanted), strict=True))
     return [found[name] for name in node.output if name]
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _graphs(attribute.g)

@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from ..bodies import bodies_of
 from ..errors import MalformedModel
 from ..files import ModelFile
-from ..graph import Graph, Node, bodies_of, free_names, overridable_inputs
+from ..graph import Graph, Node, free_names, overridable_inputs
 from ..sources import EPSILON, training_mode
 
 __all__ = ["Layer", "Left", "found"]

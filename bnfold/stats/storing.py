@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from ..bodies import bodies_of
+from ..dtypes import rounded, type_name
 from ..errors import UsageError
-from ..graph import bodies_of, free_names
-from ..weights import rounded, type_name
+from ..graph import free_names
 from .layers import Layer
 from .moments import Moments
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper
 
-from ..weights import rounded
+from ..dtypes import rounded
 from .layers import Layer
 from .measuring import Bench, excerpt
 from .moments import Moments

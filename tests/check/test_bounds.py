@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pytest
 from onnx import ModelProto, helper
 
-from bnfold.check.bounds import NoBound, arithmetic_of, gamma, running_bounds
+from bnfold.check.arithmetic import NoBound, arithmetic_of, gamma
+from bnfold.check.bounds import running_bounds
 from bnfold.reference import Evaluator
 
 from .nets import model, value
