@@ -21,6 +21,7 @@ T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 
 
 Way = Literal["torch update_bn", "pooled", "algorithm2", "sequential"]
 WAYS: tuple[Way, ...] = get_args(Way)
+PARTS = ("chain", "formula", "digits", "enough", "speed")
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -111,6 +112,29 @@ def digits(echo: Callable[[str], None], batch: int, seeds: int, epochs: int) -> 
         echo(f"  {name:16} {mean:5.1f} ± {half:.1f} % right   residual {off:.2g} ± {spread:.1g}")
 
 
+def enough(echo: Callable[[str], None], epochs: int) -> None:
+    """How far logits are off with statistics of a few batches only, and what the report says is to be expected."""
+    import torch
+
+    from bnfold import train
+
+    net, batches, (images, _) = trained(64, 0, epochs)
+
+    def logits(count: int | None) -> tuple[torch.Tensor, train.RefreshReport]:
+        model = copy.deepcopy(net)
+        report = train.refresh(model, batches, max_batches=count)
+        with torch.no_grad():
+            return model.eval()(images), report
+
+    whole, _ = logits(None)
+    echo(f"digits, 4 BNs: statistics of a few of {len(batches)} batches of 64 against those of all")
+    for count in (1, 2, 5, 10, 20):
+        found, report = logits(count)
+        off = float((found - whole).square().mean().sqrt())
+        expected = max(row.expected for row in report.layers)
+        echo(f"  {count:2} batches: logits off by {off:.2f} (RMS); expected at the worst BN's output: {expected:.2g}")
+
+
 def formula(echo: Callable[[str], None]) -> None:
     """E[Δy²] against y computed both ways, on inputs that are anything but Gaussian."""
     import torch
@@ -183,12 +207,18 @@ def speed(echo: Callable[[str], None], runs: int, size: int) -> None:
 @click.option("--runs", default=9, show_default=True, help="Timed runs of each way.")
 @click.option("--size", default=32, show_default=True, help="Height and width of the images that are timed.")
 @click.option("--batch", type=int, multiple=True, help="Batch sizes to train with (default 64 and 2).")
-@click.option("--part", type=click.Choice(["chain", "digits", "formula", "speed"]), multiple=True, help="Only this.")
+@click.option(
+    "--part", type=click.Choice(["chain", "digits", "enough", "formula", "speed"]), multiple=True, help="Only this."
+)
 def statistics_command(
     seeds: int, epochs: int, runs: int, size: int, batch: tuple[int, ...], part: tuple[str, ...]
 ) -> None:
     """What ways of estimating population statistics are worth, and what they cost (needs torch, scikit-learn)."""
-    chosen = part or ("chain", "formula", "digits", "speed")
+    import torch
+
+    chosen = part or PARTS
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # networks this small only wait for a second one
     if "chain" in chosen:
         chain(click.echo)
     if "formula" in chosen:
@@ -196,5 +226,8 @@ def statistics_command(
     if "digits" in chosen:
         for count in batch or (64, 2):
             digits(click.echo, count, seeds, epochs if count > 8 else max(1, epochs // 8))
+    if "enough" in chosen:
+        enough(click.echo, epochs)
+    torch.set_num_threads(threads)
     if "speed" in chosen:
         speed(click.echo, runs, size)

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..pooling import pooled
+
 __all__ = ["Moments"]
 
 Array = npt.NDArray[np.float64]
@@ -41,11 +43,11 @@ class Moments:
         count, mean, m2 = 0, np.zeros(()), np.zeros(())
         rows = max(1, _BLOCK * len(x) // max(x.size, 1)) if x.ndim else 1
         for start in range(0, len(x), rows):
-            count, mean, m2 = _merged((count, mean, m2), _measured(x[start : start + rows], axes))
+            count, mean, m2 = pooled((count, mean, m2), _measured(x[start : start + rows], axes))
         if not count:
             return
         self._scatter(count, mean, m2 / count)
-        self.count, self.mean, self.m2 = _merged((self.count, self.mean, self.m2), (count, mean, m2))
+        self.count, self.mean, self.m2 = pooled((self.count, self.mean, self.m2), (count, mean, m2))
         self.batches += 1
 
     def errors(self) -> tuple[Array, Array]:
@@ -84,11 +86,3 @@ def _measured(x: npt.NDArray[Any], axes: tuple[int, ...]) -> tuple[int, Array, A
     exact -= rest
     m2 = np.square(exact, out=exact).sum(axis=axes)
     return count, np.squeeze(mean + rest, axes), m2
-
-
-def _merged(a: tuple[int, Array, Array], b: tuple[int, Array, Array]) -> tuple[int, Array, Array]:
-    if not a[0] or not b[0]:
-        return b if not a[0] else a
-    count = a[0] + b[0]
-    delta = b[1] - a[1]
-    return count, a[1] + delta * (b[0] / count), a[2] + b[2] + delta**2 * (a[0] * (b[0] / count))

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from .. import pooling
 from .layers import Layer, Left
 
 __all__ = ["Drift", "Figures", "Measurement", "drift_of"]
@@ -104,9 +105,9 @@ class Figures:
 def output_error(variance: Array, mean: Array, stored_variance: Array, stored_mean: Array, epsilon: float) -> Array:
     """e^2 of each channel; infinite where the stored statistics are unusable."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        s_e, s_p = np.sqrt(stored_variance + epsilon), np.sqrt(variance + epsilon)
-        spread = np.where(variance > 0, variance * np.square(1 / s_e - 1 / s_p), 0.0)  # a constant has no spread
-        error = spread + np.square((mean - stored_mean) / s_e)
+        stored, exact = 1 / np.sqrt(stored_variance + epsilon), 1 / np.sqrt(variance + epsilon)
+        exact = np.where(variance > 0, exact, stored)  # a constant has no spread
+        error = pooling.output_error(stored_mean, stored, mean, variance, exact)
     return np.where(np.isfinite(error), error, np.inf)
 
 

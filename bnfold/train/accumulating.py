@@ -16,6 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # pyright: ignore[reportPrivateUsage]
 
+from .batchnorm import Tracking
+
 __all__ = ["one_update"]
 
 
@@ -31,6 +33,7 @@ class _Pooled:
         self.buffers = (layer.running_mean, layer.running_var)
         self.tracked = None if layer.num_batches_tracked is None else layer.num_batches_tracked.clone()
         self.n, self.mean, self.m2 = 0, torch.zeros(()), torch.zeros(())
+        self.exact = layer.exact() if isinstance(layer, Tracking) else []
         layer.momentum = 1.0
         self.hooks = [layer.register_forward_pre_hook(self._prepare), layer.register_forward_hook(self._count)]
 
@@ -62,11 +65,16 @@ class _Pooled:
         used = used and self.n > 1
         if count is not None and self.tracked is not None:
             count.copy_(self.tracked + int(used))
-        if not used:
-            return
-        share = self.momentum if self.momentum is not None else 1.0 / float(1 if count is None else count)
-        for buffer, new in zip(self.buffers, (self.mean, self.m2 / (self.n - 1)), strict=True):
-            buffer.copy_(buffer.double() + share * (new.to(buffer.device) - buffer.double()))
+        exact = self.exact
+        if used:
+            share = self.momentum if self.momentum is not None else 1.0 / float(1 if count is None else count)
+            old = exact or [buffer.double() for buffer in self.buffers]
+            new = [value.to(old[0]) for value in (self.mean, self.m2 / (self.n - 1))]
+            exact = [torch.lerp(a, b, share) for a, b in zip(old, new, strict=True)]
+            for buffer, value in zip(self.buffers, exact, strict=True):
+                buffer.copy_(value)
+        if isinstance(layer, Tracking) and (self.exact or layer.keeps_exact):
+            layer.load_exact(exact)
 
 
 @contextmanager

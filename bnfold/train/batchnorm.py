@@ -23,7 +23,7 @@ from .moments import Moments, merged
 Statistics = Literal["ema", "cumulative", "population"]
 
 
-class _Tracking(BatchNorm):
+class Tracking(BatchNorm):
     """What the layers share. eps may be 0; a channel whose values are all alike then gives its bias.
 
     The exact values behind the buffers are not in the state_dict, so that torch.nn's layers load it and the other way
@@ -66,8 +66,7 @@ class _Tracking(BatchNorm):
                 return BatchNorm.forward(self, input)
             return self._plainly(input, self.running_mean, self.running_var)
         tracked = self.running_mean if self.training else None
-        low = tracked is not None and tracked.dtype in (torch.float16, torch.bfloat16)  # a small step would be lost
-        if self.eps > 0 and (tracked is None or (self.statistics == "ema" and not low)):
+        if self.eps > 0 and (tracked is None or (self.statistics == "ema" and not self.keeps_exact)):
             return BatchNorm.forward(self, input)
         _expect_several(input.numel() // input.shape[1], input)
         if tracked is not None:
@@ -85,6 +84,27 @@ class _Tracking(BatchNorm):
         """Buffers to 0 and 1, and nothing behind them."""
         super().reset_running_stats()
         self._exact, self._anew = None, True
+
+    @property
+    def keeps_exact(self) -> bool:
+        """Whether there are values behind the buffers; of an average only where a small step would be lost in them."""
+        low = self.running_mean is not None and self.running_mean.dtype in (torch.float16, torch.bfloat16)
+        return self.statistics != "ema" or low
+
+    def exact(self) -> list[Tensor]:
+        """The exact values behind the buffers, for a checkpoint; empty where the buffers are all there is."""
+        mean, var = self.running_mean, self.running_var
+        if self._exact is None or mean is None or var is None or self._written != _trace(mean, var):
+            return []
+        held = self._exact
+        return [held.n, held.mean, held.m2] if isinstance(held, Moments) else list(held)
+
+    def load_exact(self, values: list[Tensor]) -> None:
+        """Go on from what `exact` gave, once the buffers that belong to it are loaded."""
+        mean, var = self.running_mean, self.running_var
+        if values and mean is not None and var is not None:
+            self._exact = Moments(*values) if len(values) == 3 else (values[0], values[1])
+            self._written, self._anew = _trace(mean, var), False
 
     def extra_repr(self) -> str:
         """torch's, and the kind of statistics."""
@@ -130,19 +150,19 @@ class _Tracking(BatchNorm):
         self._written = _trace(mean, var)
 
 
-class BatchNorm1d(_Tracking, nn.BatchNorm1d):
+class BatchNorm1d(Tracking, nn.BatchNorm1d):
     """torch.nn.BatchNorm1d with `statistics` ("ema", "cumulative", "population"); its state_dict fits both ways."""
 
 
-class BatchNorm2d(_Tracking, nn.BatchNorm2d):
+class BatchNorm2d(Tracking, nn.BatchNorm2d):
     """torch.nn.BatchNorm2d with `statistics` ("ema", "cumulative", "population"); its state_dict fits both ways."""
 
 
-class BatchNorm3d(_Tracking, nn.BatchNorm3d):
+class BatchNorm3d(Tracking, nn.BatchNorm3d):
     """torch.nn.BatchNorm3d with `statistics` ("ema", "cumulative", "population"); its state_dict fits both ways."""
 
 
-class SyncBatchNorm(_Tracking, nn.SyncBatchNorm):
+class SyncBatchNorm(Tracking, nn.SyncBatchNorm):
     """torch.nn.SyncBatchNorm with `statistics`, on any backend (gloo on CPUs too).
 
     In training it normalizes by the batches of all ranks of `process_group` together, whatever their sizes, 0 included.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # pyright: ignore[reportPrivateUsage]
 
+from .. import pooling
 from .functional import inverse_std
 from .ledger import Shards
 from .moments import Moments
@@ -37,9 +38,8 @@ def output_error(
 
     mean, var: those of the data, float64 [C]; var biased. With weight left out, of x̂ instead of y.
     """
-    stored_inverse = inverse_std(stored_var, eps)
-    scale = var * (stored_inverse - inverse_std(var, eps)).square()
-    return weight * weight * (scale + ((mean - stored_mean) * stored_inverse).square())
+    error = pooling.output_error(stored_mean, inverse_std(stored_var, eps), mean, var, inverse_std(var, eps))
+    return weight * weight * error
 
 
 def rms(squares: Tensor) -> float:

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from ..errors import BnfoldError
 
+NCCL = timedelta(minutes=10)  # its own default
+
 
 class Ranks:
     """The processes among which statistics are merged. `size` 1: this one alone, and nothing is sent."""
@@ -56,23 +58,24 @@ class Ranks:
             self._all(state)
 
     def _all(self, values: Tensor) -> list[Tensor]:
-        device = torch.device("cpu")
+        device, limit = torch.device("cpu"), self.timeout
         if dist.get_backend(self.group) == "nccl":
             device = torch.device("cuda", torch.cuda.current_device())
+            limit = limit or NCCL  # without one, wait() only puts the copy below behind the gather, and that one hangs
         own = values.to(device)
         found = [torch.empty_like(own) for _ in range(self.size)]
         try:
             work = dist.all_gather(found, own, group=self.group, async_op=True)
             assert work is not None
-            if self.timeout is None:
+            if limit is None:
                 work.wait()
             else:
-                work.wait(self.timeout)
+                work.wait(limit)
             return [part.cpu() for part in found]
         except RuntimeError as error:  # what gloo and nccl raise for a closed connection and for a timeout
-            limit = "" if self.timeout is None else f" within {self.timeout.total_seconds():g} s"
+            within = "" if limit is None else f" within {limit.total_seconds():g} s"
             cause = str(error).strip().splitlines()[0]
             raise BnfoldError(
-                f"Rank {self.rank} of {self.size} did not hear from the others{limit}: one of them is gone or hangs "
+                f"Rank {self.rank} of {self.size} did not hear from the others{within}: one of them is gone or hangs "
                 f"({cause}). Nothing was changed here."
             ) from error

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
+from ..pooling import pooled
 
 CHUNK = {"cpu": 1 << 16}  # values converted to float64 at a time: they stay in a CPU's cache
 ELSEWHERE = 1 << 26
@@ -80,13 +81,9 @@ def merged(parts: Sequence[Moments]) -> Moments:
     if not parts:
         raise UsageError("There are no moments to merge.")
     first, *rest = parts
-    n, mean, m2 = first.n, first.mean, first.m2
+    whole = (first.n, first.mean, first.m2)
     for part in rest:
-        if part.mean.shape != mean.shape:
-            raise UsageError(f"Moments of {part.mean.shape[0]} channels cannot be merged with {mean.shape[0]}.")
-        total = (n + part.n).clamp(min=1)  # of nothing and nothing: zeros
-        delta = part.mean - mean
-        mean = mean + delta * (part.n / total)
-        m2 = m2 + part.m2 + delta.square() * (n * part.n / total)
-        n = n + part.n
-    return Moments(n, mean, m2)
+        if part.mean.shape != first.mean.shape:
+            raise UsageError(f"Moments of {part.mean.shape[0]} channels cannot be merged with {first.mean.shape[0]}.")
+        whole = pooled(whole, (part.n, part.mean, part.m2))
+    return Moments(*whole)

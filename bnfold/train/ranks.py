@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -16,7 +16,17 @@ from torch import nn
 
 from ..errors import BnfoldError, UsageError
 
-__all__ = ["LostRank", "average_gradients", "equalize", "expecting_all", "least", "process_group", "rank", "size"]
+__all__ = [
+    "LostRank",
+    "average_gradients",
+    "equalize",
+    "expecting_all",
+    "least",
+    "place",
+    "process_group",
+    "rank",
+    "size",
+]
 
 
 class LostRank(BnfoldError):
@@ -44,9 +54,8 @@ def process_group(timeout: float) -> Generator[torch.device]:
     world = os.environ.get("WORLD_SIZE", "1")
     if not world.isdecimal() or (int(world) > 1 and "MASTER_ADDR" not in os.environ):
         raise UsageError(f"WORLD_SIZE is {world!r} in the environment; start the processes with torchrun.")
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    on_gpu = torch.cuda.is_available() and torch.cuda.device_count() > local
-    device = torch.device("cuda", local) if on_gpu else torch.device("cpu")
+    device = place(os.environ, torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    on_gpu = device.type == "cuda"
     if int(world) == 1:
         yield device
         return
@@ -59,6 +68,13 @@ def process_group(timeout: float) -> Generator[torch.device]:
             yield device
     finally:
         dist.destroy_process_group()
+
+
+def place(environment: Mapping[str, str], gpus: int) -> torch.device:
+    """A process's own GPU where there is one for each process of the machine; else the CPU, for all of them alike."""
+    local = int(environment.get("LOCAL_RANK", "0"))
+    here = int(environment.get("LOCAL_WORLD_SIZE", environment.get("WORLD_SIZE", "1")))
+    return torch.device("cuda", local) if gpus >= here else torch.device("cpu")
 
 
 @contextmanager
@@ -80,11 +96,11 @@ def expecting_all() -> Generator[None]:
         ) from error
 
 
-def least(count: int, place: torch.device) -> int:
+def least(count: int, device: torch.device) -> int:
     """The least of all ranks' counts."""
     if size() == 1:
         return count
-    told = torch.tensor(count, device=place)
+    told = torch.tensor(count, device=device)
     dist.all_reduce(told, dist.ReduceOp.MIN)
     return int(told)
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..errors import BnfoldError, UsageError
 from . import ranks
 from .accumulating import one_update
+from .batchnorm import Tracking
 
 __all__ = ["AMP", "Epoch", "Loop", "Loss", "TrainingFailed"]
 
@@ -151,7 +152,12 @@ class Loop:
     def state(self, done: list[Epoch], epochs: int) -> dict[str, Any]:
         parts = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
         found: dict[str, Any] = {name: part.state_dict() for name, part in parts.items()}
-        return {**found, "epochs": epochs, "done": [asdict(each) for each in done]}
+        exact = {name: layer.exact() for name, layer in self._layers()}
+        return {**found, "exact": exact, "epochs": epochs, "done": [asdict(each) for each in done]}
+
+    def _layers(self) -> Iterator[tuple[str, Tracking]]:
+        """The layers whose exact values are no part of a state_dict."""
+        return ((name, layer) for name, layer in self.model.named_modules() if isinstance(layer, Tracking))
 
     def restore(self, state: dict[str, Any], epochs: int, path: Path) -> list[Epoch]:
         if state["epochs"] != epochs:
@@ -165,6 +171,8 @@ class Loop:
         except (RuntimeError, ValueError, KeyError) as error:
             why = " ".join(str(error).split())[:160]
             raise UsageError(f"The checkpoint {path} is of another model or optimizer ({why}).") from error
+        for name, layer in self._layers():
+            layer.load_exact(state["exact"].get(name, []))
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
         return [Epoch(**each) for each in state["done"]]

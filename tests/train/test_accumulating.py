@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402 - without torch the tests skip before they would need it
 
+from bnfold import train  # noqa: E402
 from bnfold.train.accumulating import one_update  # noqa: E402
 
 
@@ -98,3 +99,19 @@ def test_a_nan_that_was_there_does_not_reach_the_pooled_values():
     with one_update(fresh):
         fresh(parts()[0])
     torch.testing.assert_close(fresh.running_mean, parts()[0].mean((0, 2)), rtol=1e-5, atol=1e-5)
+
+
+def test_half_precision_buffers_do_not_stall():
+    """Momentum .001 towards 1 in steps of two batches, as in one: see the test of the layer itself."""
+    ours: Any = train.BatchNorm1d(1, momentum=1e-3).to(torch.bfloat16)
+    x = torch.tensor([[0.0], [2.0]]).to(torch.bfloat16)
+    for k in range(2000):
+        with one_update(ours):
+            ours(x)
+            ours(x)
+        if k == 1000:
+            with pytest.raises(KeyboardInterrupt), one_update(ours):
+                ours(x)
+                raise KeyboardInterrupt
+    assert abs(float(ours.running_mean) - (1 - 0.999**2000)) < 0.005
+    assert int(ours.num_batches_tracked) == 2000

@@ -72,6 +72,16 @@ def test_under_torchrun(arch: str, ranks: int):
     assert max(abs(a - b) for a, b in zip(*right, strict=True)) <= 2  # sums in another order, over 42 steps
 
 
+@pytest.mark.slow
+def test_it_trains_what_the_script_in_models_writes(tmp_path: Path):
+    """The same bytes; with statistics of the moving average, as models/ has them."""
+    script = Path(__file__).parents[2] / "models" / "train.py"
+    subprocess.run([sys.executable, str(script), "mlp", "--out", str(tmp_path)], check=True, timeout=280)
+    expected = (tmp_path / "mlp.onnx").read_bytes()
+    digits("--arch", "mlp", "--no-refresh", "--out", str(tmp_path / "digits"))
+    assert (tmp_path / "digits" / "mlp.onnx").read_bytes() == expected
+
+
 def test_bad_input_is_a_sentence(tmp_path: Path):
     (tmp_path / "mlp.pt").write_bytes(b"no checkpoint")
     assert digits("--arch", "mlp", "--checkpoint", str(tmp_path), code=2).startswith("Error: ")

@@ -124,6 +124,50 @@ def test_resuming_gives_the_same_bits(accumulate: int, own: bool, tmp_path: Path
     assert sorted(each.name for each in tmp_path.iterdir()) == ["part.pt", "whole.pt"]
 
 
+@pytest.mark.parametrize(
+    ("statistics", "dtype", "accumulate"),
+    [("cumulative", torch.float32, 1), ("cumulative", torch.float32, 2), ("population", torch.float32, 1),
+     ("ema", torch.bfloat16, 1), ("ema", torch.bfloat16, 2)],
+)  # fmt: skip
+def test_layers_with_exact_values_resume_to_the_same_bits(statistics: Any, dtype: Any, accumulate: int, tmp_path: Path):
+    def make(seed: int) -> Any:
+        model = train.convert(network(seed), statistics)
+        model[1].to(dtype)  # pyright: ignore[reportIndexIssue]
+        return nn.Sequential(model[0], Cast(dtype), model[1], Cast(torch.float32), *model[2:])  # pyright: ignore[reportIndexIssue]
+
+    class Cast(nn.Module):
+        def __init__(self, kind: Any) -> None:
+            super().__init__()
+            self.kind = kind
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.to(self.kind)
+
+    options: dict[str, Any] = {"epochs": 4, "refresh": None, "accumulate": accumulate, "rate": 1e-2}
+    batches = loader(14)  # the last one is short
+    whole = fit(make(0), batches, checkpoint=tmp_path / "whole.pt", **options)
+    calls: list[int] = []
+
+    def failing(output: Tensor, targets: Tensor) -> Tensor:
+        calls.append(1)
+        if len(calls) > 17:
+            raise KeyboardInterrupt
+        return nn.functional.cross_entropy(output, targets)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(make(0), batches, checkpoint=tmp_path / "part.pt", loss=failing, **options)
+    resumed = fit(make(1), batches, checkpoint=tmp_path / "part.pt", **options)
+    assert same(resumed.model, whole.model)
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_half_precision_learns_with_accumulation_too(amp: Any, accumulate: int):
+    done = fit(network(), loader(), epochs=12, amp=amp, accumulate=accumulate, rate=3e-2, validation=loader())
+    assert (done.score or 0) > 0.9
+    assert train.drift(done.model, loader()).residual < 1e-6
+
+
 def test_the_default_refresh_resumes_alike_and_knows_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from bnfold.train import fitting
 

@@ -16,6 +16,8 @@ torch = pytest.importorskip("torch")
 if not torch.distributed.is_available():
     pytest.skip("this torch has no torch.distributed", allow_module_level=True)
 
+from bnfold.train import ranks  # noqa: E402 - without torch the tests skip before they would need it
+
 WORKER = Path(__file__).with_name("fit_ranks_worker.py")
 ROOT = Path(__file__).parents[2]
 
@@ -89,3 +91,22 @@ def test_a_checkpoint_that_only_some_ranks_see_is_an_error_on_all(tmp_path: Path
     for code, told in ended(start(2, "apart", tmp_path / "apart2")):
         assert code == 2
         assert "is there for some ranks only" in told
+
+
+@pytest.mark.parametrize(
+    ("environment", "gpus", "device"),
+    [
+        ({}, 0, "cpu"),
+        ({}, 1, "cuda:0"),
+        (
+            {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "LOCAL_RANK": "0"},
+            1,
+            "cpu",
+        ),  # as its neighbours, which have none
+        ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "LOCAL_RANK": "3"}, 4, "cuda:3"),
+        ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}, 2, "cuda:1"),  # two machines
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "1"}, 1, "cpu"),
+    ],
+)
+def test_all_ranks_of_a_machine_compute_in_one_kind_of_place(environment: dict[str, str], gpus: int, device: str):
+    assert ranks.place(environment, gpus) == torch.device(device)

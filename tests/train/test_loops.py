@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402 - without torch the tests skip before they would need it
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
+from bnfold.errors import UsageError  # noqa: E402
 from bnfold.train.loops import refresh_in, unwrapped  # noqa: E402
 
 
@@ -71,6 +74,48 @@ def test_accelerate():
     prepared = accelerator.prepare(model)
     refresh_in(prepared, loader, accelerator=accelerator, refresh=exact)
     torch.testing.assert_close(model[0].running_mean, loader.dataset.tensors[0].mean(0))
+
+
+def test_without_lightning_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch):
+    for name in ("lightning", "lightning.pytorch", "lightning.pytorch.callbacks", "pytorch_lightning"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "bnfold.train.lightning", raising=False)
+    with pytest.raises(UsageError, match="needs Lightning: pip install lightning"):
+        importlib.import_module("bnfold.train.lightning")
+
+
+def test_lightning_with_bnfolds_own_refresh():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its own imports warn
+        pytest.importorskip("lightning")
+        import lightning.pytorch as pl  # pyright: ignore[reportMissingImports]
+
+        from bnfold import train
+        from bnfold.train.lightning import RefreshStatistics
+
+        class Module(pl.LightningModule):  # pyright: ignore[reportUntypedBaseClass]
+            def __init__(self) -> None:
+                super().__init__()
+                self.net = network()
+
+            def forward(self, x: Any) -> Any:
+                return self.net(x)
+
+            def training_step(self, batch: Any, index: int) -> Any:
+                return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+            def validation_step(self, batch: Any, index: int) -> None:
+                """What is validated is refreshed before."""
+
+            def configure_optimizers(self) -> Any:
+                return torch.optim.SGD(self.parameters(), 0.1)
+
+        callback, module, loader = RefreshStatistics(), Module(), data()
+        quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        trainer = pl.Trainer(max_epochs=2, accelerator="cpu", callbacks=[callback], enable_checkpointing=False, **quiet)
+        trainer.fit(module, loader, val_dataloaders=loader)
+    assert isinstance(callback.report, train.RefreshReport) and callback.report.method == "sequential"
+    assert train.drift(module.eval(), loader).residual < 1e-6
 
 
 def test_lightning(tmp_path: Path):

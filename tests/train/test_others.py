@@ -148,6 +148,37 @@ def test_the_unbiased_variance_compounds():
     assert torch.allclose(ours.eval()(x).var(0, correction=0), torch.ones(2, dtype=torch.float64), rtol=1e-9)
 
 
+def test_a_moving_average_lags_while_weights_move():
+    """A weight that doubles over 60 steps: the average is of what it was, the exact statistics of what it is."""
+    torch.manual_seed(0)
+    batches = [torch.randn(64, 3) + 1 for _ in range(60)]
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).train()
+    for k, x in enumerate(batches):
+        with torch.no_grad():
+            model[0].weight.copy_(torch.eye(3) * (1 + (k + 1) / 60))
+            model[0].bias.zero_()
+        model(x)
+    now = 2 * torch.cat(batches)
+    assert off(model, now) > 0.2
+    train.refresh(model, batches)
+    assert off(model, now) < 1e-6
+
+
+def test_algorithm_2_with_equal_weights_is_not_the_data():
+    """AIMET: Algorithm 2 with every batch counting alike; ours weights by the values, and pools unless asked."""
+    torch.manual_seed(0)
+    batches = [torch.randn(60, 3), torch.randn(4, 3) * 5 + 3]
+    equal = torch.stack([x.var(0) for x in batches]).mean(0)
+    whole = torch.cat(batches)
+    assert (equal / whole.var(0) - 1).abs().min() > 1
+    ours = bn_model()
+    train.refresh(ours, batches, "algorithm2")
+    weighted = (60 * batches[0].var(0) + 4 * batches[1].var(0)) / 64
+    assert torch.allclose(ours[0].running_var, weighted, rtol=1e-5)
+    train.refresh(ours, batches)
+    assert off(ours, whole) < 1e-6
+
+
 def test_the_mean_of_squares_cancels():
     """fvcore's PreciseBN: E[x²] − E[x]² in float32."""
     torch.manual_seed(0)
