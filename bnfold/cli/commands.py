@@ -209,6 +209,14 @@ def bnfold() -> None:
     """
 
 
+_weights = click.option(
+    "--weights",
+    type=click.Path(readable=False, path_type=Path),
+    metavar="FILE",
+    help="With package.module:factory as MODEL: the state dict of the PyTorch module that the factory makes.",
+)
+
+
 @bnfold.command("fold")
 @click.argument("model", type=_MODEL)
 @click.option(
@@ -218,12 +226,7 @@ def bnfold() -> None:
     metavar="OUT",
     help="Where the result goes: a file or a directory. Default: MODEL.folded.onnx beside MODEL.",
 )
-@click.option(
-    "--weights",
-    type=click.Path(readable=False, path_type=Path),
-    metavar="FILE",
-    help="With package.module:factory as MODEL: the state dict of the PyTorch module that the factory makes.",
-)
+@_weights
 @click.option("--force", is_flag=True, help="Overwrite OUT if it exists.")
 @click.option("--in-place", is_flag=True, help="Replace MODEL, atomically; links are followed, permissions kept.")
 @click.option("--dry-run", is_flag=True, help="Fold and check, but write nothing.")
@@ -271,7 +274,8 @@ def fold(
 ) -> int:
     """Fold MODEL, check the result against it, and write it. This is what `bnfold MODEL` does."""
     from .folding import Checking, Selection, Writing, run
-    from .torch_models import is_torch, run_torch
+    from .torch_loading import is_torch
+    from .torch_models import run_torch
 
     console = _console(others, fail_on_unfolded=fail_on_unfolded)
     selection, checking = chosen(Selection, others), chosen(Checking, others, wanted=not no_check)
@@ -297,15 +301,31 @@ def fold(
 
 @bnfold.command("explain")
 @click.argument("model", type=_MODEL)
+@_weights
+@click.option(
+    "--shape",
+    "shapes",
+    callback=shapes,
+    multiple=True,
+    metavar="NAME:SIZES",
+    help="With package.module:factory as MODEL: the shape of an input, as in x:1,3,224,224; repeatable.",
+)
 @_what_to_fold
 @_how_to_say
-def explain(model: Path, **others: Any) -> int:
+def explain(model: Path, weights: Path | None, shapes: dict[str, tuple[int, ...]], **others: Any) -> int:
     """Say where each affine of MODEL goes, or why not. Writes nothing."""
-    from .folding import Selection, run_explain
+    from .folding import Checking, Selection, run_explain
+    from .torch_loading import is_torch
+    from .torch_models import explain_torch
 
     console = _console(others)
+    selection = chosen(Selection, others)
     with console.reporting():
-        return run_explain(model, chosen(Selection, others), console)
+        if is_torch(model):
+            return explain_torch(model, weights, selection, Checking(False, None, (), shapes, 0, None), console)
+        if weights is not None or shapes:
+            raise click.UsageError("--weights and --shape go with package.module:factory as MODEL.")
+        return run_explain(model, selection, console)
 
 
 @bnfold.command("check")
