@@ -248,9 +248,13 @@ def _array(value: torch.Tensor) -> Array:
 @contextmanager
 def _precision(tf32: bool) -> Generator[None]:
     """Whether CUDA may compute float32 products in TF32, while the modules run."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    cudnn: Any = torch.backends.cudnn
+    places: list[Any] = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
+    before = [place.fp32_precision for place in places]  # allow_tf32 raises where both ways to set it were used
     try:
+        for place in places:
+            place.fp32_precision = "tf32" if tf32 else "ieee"
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+        for place, value in zip(places, before, strict=True):
+            place.fp32_precision = value
