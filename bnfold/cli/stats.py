@@ -6,7 +6,7 @@ drift: 0, or 1 where --max-drift is passed     refresh: writes the model; 0
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,7 +174,8 @@ def parts_of(found: Measured, written: Sequence[Path]) -> dict[str, Any]:
 class Gate:
     """What `fold --max-drift` found before it folded; `code` is 1 where the statistics are stale."""
 
-    found: Measured
+    found: Figures
+    document: Callable[[], dict[str, Any]]  # the parts of the JSON document, where it ends the fold
     word: str
     sentence: str
     code: int
@@ -183,7 +184,7 @@ class Gate:
         """The end of a fold that did not happen."""
         console.say("\n".join([*table(self.found), ""]))
         sentence = f"{self.sentence}; {CURE}."
-        return console.finish("fold", self.word, sentence, self.code, lambda: parts_of(self.found, []))
+        return console.finish("fold", self.word, sentence, self.code, self.document)
 
 
 def gate(model: Path, checking: Checking, most: float | None) -> Gate | None:
@@ -196,4 +197,4 @@ def gate(model: Path, checking: Checking, most: float | None) -> Gate | None:
 
     measuring = Measuring(checking.inputs, checking.threads, checking.timeout, checking.custom_ops)
     found = drift(model, measuring.inputs, **measuring.arguments(), effects=False)
-    return Gate(found, *judged(found, most, _nothing(found)))
+    return Gate(found, lambda: parts_of(found, []), *judged(found, most, _nothing(found)))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import files
 from ..errors import UnsupportedModel, UsageError
+from .documents import result_dict
 from .options import destination
 from .output import Console
 from .signals import raise_received
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from ..train.measured import Found
     from ..train.sampling import Samples
     from .settings import Checking
-    from .stats import Measuring
+    from .stats import Gate, Measuring
 
 _STATES = (".pth", ".pt", ".safetensors")
 
@@ -68,7 +69,7 @@ def run_torch_drift(model: Path, measuring: Measuring, most: float | None, conso
         opened, found = drift_of(model, measuring)
     console.say("\n".join([*table(found), ""]))
     word, sentence, code = judged(found, most, opened.nothing)
-    return console.finish("stats drift", word, sentence, code, lambda: parts(opened, found, None))
+    return console.finish("stats drift", word, sentence, code, lambda: parts(opened, found, []))
 
 
 def run_torch_refresh(
@@ -105,30 +106,11 @@ def run_torch_refresh(
     return console.finish("stats refresh", word, sentence, 0, lambda: parts(opened, found, written))
 
 
-@dataclass(frozen=True)
-class Gate:
-    """What `fold --max-drift` found before it folded; `code` is 1 where the statistics are stale."""
-
-    opened: Opened
-    found: Found
-    word: str
-    sentence: str
-    code: int
-
-    def refused(self, console: Console) -> int:
-        """The end of a fold that did not happen."""
-        from .stats import CURE, table
-
-        console.say("\n".join([*table(self.found), ""]))
-        sentence = f"{self.sentence}; {CURE}."
-        return console.finish("fold", self.word, sentence, self.code, lambda: parts(self.opened, self.found, None))
-
-
 def gate(model: Path, weights: Path | None, checking: Checking, most: float | None) -> Gate | None:
     """The drift of the model before it is folded; None where no bound was given."""
     if most is None:
         return None
-    from .stats import NO_DATA, Measuring, judged
+    from .stats import NO_DATA, Gate, Measuring, judged
 
     if not checking.inputs:
         raise UsageError(NO_DATA)
@@ -136,25 +118,27 @@ def gate(model: Path, weights: Path | None, checking: Checking, most: float | No
     opened, found = drift_of(
         model, Measuring(checking.inputs, checking.threads, None, (), weights, shapes), effects=False
     )
-    return Gate(opened, found, *judged(found, most, opened.nothing))
+    return Gate(found, lambda: parts(opened, found, []), *judged(found, most, opened.nothing))
 
 
-def parts(opened: Opened, found: Figures, written: Sequence[Path] | None) -> dict[str, Any]:
+def parts(opened: Opened, found: Figures, written: Sequence[Path]) -> dict[str, Any]:
     """The JSON document's."""
     is_file = opened.model.is_file()
     tensors = opened.module.state_dict().values()
+    nodes = 0 if opened.program is None else len(opened.program.graph.nodes)
     source = {
         "path": str(opened.model),
         "sha256": files.digest(opened.model) if is_file else "",
         "bytes": opened.model.stat().st_size if is_file else sum(t.nbytes for t in tensors),
         "opset": 0,
-        "nodes": 0 if opened.program is None else len(opened.program.graph.nodes),
+        "nodes": nodes,
     }
-    result = None
-    if written:
-        path = written[0]
-        result = {"path": str(path), "sha256": files.digest(path), "bytes": path.stat().st_size, "data": []}
-    return {"source": source, "result": result, "statistics": found.to_dict(), "check": None}
+    return {
+        "source": source,
+        "result": result_dict(written, 0, nodes),
+        "statistics": found.to_dict(),
+        "check": None,
+    }
 
 
 def _opened(model: Path, measuring: Measuring) -> Opened:
