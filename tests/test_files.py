@@ -78,7 +78,7 @@ def zipped(*names: str) -> bytes:
 FOREIGN = {
     "torch zip": (zipped("archive/data.pkl", "archive/data/0"), "PyTorch checkpoint", "torch.onnx.export"),
     "torchscript": (zipped("m/data.pkl", "m/constants.pkl", "m/code/a.py"), "TorchScript", "torch.jit.load"),
-    "torch.export": (zipped("m/archive_format", "m/models/model.json"), ".pt2", "torch.export.load"),
+    "torch.export": (zipped("m/archive_format", "m/models/model.json"), ".pt2", "`bnfold explain` take it"),
     "keras": (zipped("config.json", "model.weights.h5"), "Keras", "tf2onnx"),
     "npz": (zipped("a.npy"), ".npz", "arrays"),
     "zip": (zipped("net.onnx"), "zip archive", "unpack"),

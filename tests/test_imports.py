@@ -108,6 +108,7 @@ def test_all_is_complete_and_resolves():
 def test_numpy_without_threads_of_blas_leaves_the_environment_as_it_was():
     program = (
         "import os, sys\n"
+        "os.environ.pop('OPENBLAS_NUM_THREADS', None)\n"
         "from bnfold.cli.startup import without_blas_threads\n"
         "without_blas_threads()\n"
         "print('numpy' in sys.modules, 'OPENBLAS_NUM_THREADS' in os.environ)"

@@ -12,7 +12,7 @@ import click
 
 from .. import hashing
 from . import shared
-from .options import chosen, chosen_form
+from .options import chosen, chosen_form, shapes
 from .output import Console
 from .startup import only_fold
 
@@ -115,7 +115,8 @@ def fold(
         only_fold()
     from .folding import run
     from .settings import Checking, Selection, Writing
-    from .torch_models import is_torch, run_torch
+    from .torch_loading import is_torch
+    from .torch_models import run_torch
 
     console = _console(others, fail_on_unfolded=fail_on_unfolded)
     selection, checking = chosen(Selection, others), chosen(Checking, others, wanted=not no_check)
@@ -141,17 +142,33 @@ def fold(
 
 @bnfold.command("explain")
 @shared.model()
+@shared.weights
+@click.option(
+    "--shape",
+    "shapes",
+    callback=shapes,
+    multiple=True,
+    metavar="NAME:SIZES",
+    help="With package.module:factory as MODEL: the shape of an input, as in x:1,3,224,224; repeatable.",
+)
 @shared.what_to_fold
 @shared.how_to_say
-def explain(model: Path, **others: Any) -> int:
+def explain(model: Path, weights: Path | None, shapes: dict[str, tuple[int, ...]], **others: Any) -> int:
     """Say where each affine of MODEL goes, or why not. Writes nothing."""
     only_fold()
     from .folding import run_explain
-    from .settings import Selection
+    from .settings import Checking, Selection
+    from .torch_loading import is_torch
+    from .torch_models import explain_torch
 
     console = _console(others)
+    selection = chosen(Selection, others)
     with console.reporting():
-        return run_explain(model, chosen(Selection, others), console)
+        if is_torch(model):
+            return explain_torch(model, weights, selection, Checking(False, None, (), shapes, 0, None), console)
+        if weights is not None or shapes:
+            raise click.UsageError("--weights and --shape go with package.module:factory as MODEL.")
+        return run_explain(model, selection, console)
 
 
 @bnfold.command("check")
@@ -251,7 +268,7 @@ def stats() -> None:
 def stats_drift(model: Path, max_drift: float | None, **others: Any) -> int:
     """How far the stored statistics of MODEL are from those of what its BatchNormalizations are fed. Writes nothing."""
     from .stats import Measuring, run_drift
-    from .torch_models import is_torch
+    from .torch_loading import is_torch
     from .torch_stats import run_torch_drift
 
     console = _console(others)
@@ -271,7 +288,7 @@ def stats_refresh(model: Path, output: Path | None, force: bool, in_place: bool,
     """Give the BatchNormalizations of MODEL the mean and variance of the data, layer after layer."""
     from .options import destination
     from .stats import Measuring, run_refresh
-    from .torch_models import is_torch
+    from .torch_loading import is_torch
     from .torch_stats import run_torch_refresh
 
     console = _console(others)

@@ -7,33 +7,25 @@ Both are folded as exported programs; what is written is a .pt2 archive or, by t
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import re
-import sys
-from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import files
-from ..errors import UnreadableModel, UsageError
-from ..report.text import fold_table
+from ..errors import UsageError
+from ..report.text import explanation, fold_table
 from .documents import result_dict
 from .options import destination
 from .output import Console, width
 from .settings import Checking, Selection, Writing
+from .torch_loading import Loaded, is_archive, load
+from .torch_stats import gate
 
 if TYPE_CHECKING:
     from ..pytorch import ProgramFold
 
-_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-_USED = {"wanted", "shapes", "seed", "samples", "tf32"}
-
-
-def is_torch(model: Path) -> bool:
-    """Whether the argument names a .pt2 archive or a factory of modules."""
-    return model.suffix == ".pt2" or (not model.exists() and _FACTORY.fullmatch(str(model)) is not None)
+_CHECKING = {"wanted", "shapes", "seed", "samples", "tf32", "ranges", "inputs", "providers"}  # what applies here too
+_OPTIONS = {"providers": "provider", "custom_ops": "custom-ops"}  # fields that are not called like their options
 
 
 def run_torch(
@@ -41,29 +33,24 @@ def run_torch(
 ) -> int:
     """Fold it, check it with torch as the judge, write it. Returns the exit code."""
     _only_what_applies(selection, checking, writing)
-    archive = model.suffix == ".pt2"
-    if archive and weights is not None:
-        raise UsageError(f"{model} holds its weights; --weights goes with package.module:factory.")
+    archive = is_archive(model)
     if not archive and writing.out is None and not writing.dry_run:
         raise UsageError("Say with --output where the result goes: a .pt2 or .onnx file; or give --dry-run.")
     target = destination(model, writing.out, in_place=writing.in_place, dry_run=writing.dry_run, force=writing.force)
     if target is not None and target.suffix not in (".pt2", ".onnx"):
         raise UsageError(f"{target}: a PyTorch model is written as .pt2 or .onnx.")
     console.clear_of(model if archive else None, target)
-    try:
-        from ..pytorch import fold_exported
-    except ImportError as error:
-        raise UsageError("PyTorch models need torch: pip install 'bnfold[torch]'.") from error
-    from .torch_stats import gate
-
     drift = gate(model, weights, checking, writing.max_drift)
-    if drift is not None and drift.code:
-        return drift.refused(console)
-    program = load_program(model) if archive else _made(str(model), weights, checking)
-    result = fold_exported(program, skip=selection.skip, only=selection.only)
-    check = (
-        result.check(samples=checking.samples or 3, seed=checking.seed, tf32=checking.tf32) if checking.wanted else None
-    )
+    if drift is not None:
+        if drift.code:
+            return drift.refused(console)
+        checking = replace(checking, inputs=())  # its rows are the data's, not those that the program was made for
+    loaded, result = _folded(model, weights, selection, checking)
+    check = None
+    if checking.wanted:
+        how: dict[str, Any] = {"seed": checking.seed, "tf32": checking.tf32, "ranges": checking.ranges}
+        samples = (checking.samples or 2) + 1 + len(loaded.samples)
+        check = result.check(samples=samples, inputs=loaded.samples, **how)
     console.say(fold_table(result.report, verbose=console.verbose, width=width()))
     if check is not None:
         console.say("\n" + "\n".join(str(check).splitlines()[:-1]))
@@ -101,100 +88,42 @@ def run_torch(
     )
 
 
-def _only_what_applies(selection: Selection, checking: Checking, writing: Writing) -> None:
+def explain_torch(model: Path, weights: Path | None, selection: Selection, checking: Checking, console: Console) -> int:
+    """Say where each affine of a PyTorch model goes, or why not. Returns the exit code."""
+    _only_what_applies(selection, checking, None)
+    archive = is_archive(model)
+    console.clear_of(model if archive else None)
+    _, result = _folded(model, weights, selection, checking)
+    report = result.report
+    console.say(explanation(report, width=width()))
+    console.say("")
+    word = "EXPLAINED"
+    sentence = f"{len(report.folded)} of {report.sources} sources would fold; nothing was written."
+    if not report.sources:
+        word, sentence = "NOTHING TO FOLD", f"{model} holds no BatchNormalization and no constant arithmetic."
+    parts = {"source": _source(model, archive, result), "result": None, **report.to_dict(), "check": None}
+    return console.finish("explain", word, sentence, 0, lambda: parts)
+
+
+def _folded(model: Path, weights: Path | None, selection: Selection, checking: Checking) -> tuple[Loaded, ProgramFold]:
+    loaded = load(model, weights, checking)
+    from ..pytorch import fold_exported
+
+    return loaded, fold_exported(loaded.program, skip=selection.skip, only=selection.only)
+
+
+def _only_what_applies(selection: Selection, checking: Checking, writing: Writing | None) -> None:
     given = [f.name for f in fields(Selection) if f.name not in ("skip", "only") and getattr(selection, f.name)]
-    used = _USED if writing.max_drift is None else {*_USED, "inputs", "threads"}
+    measured = writing is not None and writing.max_drift is not None
+    used = _CHECKING | {"threads"} if measured else _CHECKING
     given += [f.name for f in fields(Checking) if f.name not in used and getattr(checking, f.name)]
-    given += [name for name in ("rescue", "keep_statistics") if getattr(writing, name)]
+    if writing is not None:
+        given += [n for n in ("rescue", "keep_statistics") if getattr(writing, n)]
     if given:
-        raise UsageError(f"--{given[0].replace('_', '-')} is for ONNX models; a PyTorch model knows no such thing.")
-    if writing.in_place:
+        option = _OPTIONS.get(given[0], given[0]).replace("_", "-")
+        raise UsageError(f"--{option} is for ONNX models; a PyTorch model knows no such thing.")
+    if writing is not None and writing.in_place:
         raise UsageError("A PyTorch model is not replaced in place: give --output.")
-
-
-def load_program(model: Path) -> Any:
-    import torch
-
-    if not model.is_file():
-        raise UnreadableModel(f"{model} is not a file.")
-    try:
-        return torch.export.load(model)
-    except Exception as error:  # an archive may be wrong in many ways
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UnreadableModel(f"{model} cannot be read by torch.export.load: {first}") from error
-
-
-def _made(name: str, weights: Path | None, checking: Checking) -> Any:
-    """The program of the module that a factory makes, with these weights, in eval mode."""
-    return exported(name, module_of(name, weights), checking.shapes, checking.seed)
-
-
-def module_of(name: str, weights: Path | None) -> Any:
-    """The module that a factory makes, with these weights, in eval mode."""
-    import torch
-
-    from ..pytorch.state import load_weights
-    from ..pytorch.trace import require_foldable, sentence, unwrapped
-
-    factory = _factory(name)
-    try:
-        module = factory()
-    except Exception as error:  # the user's own code
-        raise UsageError(f"{name}() fails: {sentence(error)} It is called without arguments.") from error
-    if not isinstance(module, torch.nn.Module):
-        raise UsageError(f"{name}() makes a {type(module).__name__}, not a torch.nn.Module.")
-    module = unwrapped(module).eval()
-    if weights is not None:
-        load_weights(module, weights)
-    require_foldable(module)
-    return module
-
-
-def exported(name: str, module: Any, shapes: Mapping[str, tuple[int, ...]], seed: int) -> Any:
-    """The program of a module, exported with noise of these shapes as its arguments."""
-    import torch
-
-    from ..errors import UnsupportedModel
-    from ..pytorch.trace import sentence
-
-    parameters = inspect.signature(module.forward).parameters
-    needed = [
-        p.name
-        for p in parameters.values()
-        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    ]
-    strange = [each for each in shapes if each not in parameters]
-    missing = [each for each in needed if each not in shapes]
-    if strange or missing:
-        example = (missing or [*parameters, "x"])[0]
-        raise UsageError(
-            f"{type(module).__name__}.forward takes {', '.join(parameters) or 'nothing'}: give --shape {example}:SIZES "
-            "and the like for each of them."
-        )
-    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-    random = torch.Generator().manual_seed(seed)
-    given = {each: torch.randn(*sizes, generator=random).to(dtype) for each, sizes in shapes.items()}
-    try:
-        return torch.export.export(module, (), given, strict=False)
-    except Exception as error:  # as in trace.py
-        raise UnsupportedModel(f"torch.export cannot export {name}: {sentence(error)}") from error
-
-
-def _factory(name: str) -> Any:
-    package, _, attribute = name.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # as `python -m` does
-    try:
-        found: Any = importlib.import_module(package)
-    except ImportError as error:
-        raise UsageError(f"{package} cannot be imported: {error}.") from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise UsageError(f"{package} has no {attribute}.")
-        found = getattr(found, part)
-    if not callable(found):
-        raise UsageError(f"{name} cannot be called: give a class or a function that makes the module.")
-    return found
 
 
 def _write(result: ProgramFold, path: Path, *, compare: bool) -> str:

@@ -18,7 +18,7 @@ from ..errors import UnsupportedModel, UsageError
 from .options import destination
 from .output import Console
 from .signals import raise_received
-from .torch_models import exported, load_program, module_of
+from .torch_loading import exported, load_program, module_of
 
 if TYPE_CHECKING:
     from ..check.sizes import GraphInput
@@ -265,7 +265,7 @@ def _write(opened: Opened, path: Path, shapes: Mapping[str, tuple[int, ...]]) ->
     if opened.program is not None:
         torch.export.save(opened.program, path)
     elif path.suffix == ".pt2":
-        torch.export.save(exported(str(opened.model), opened.module, shapes, 0), path)
+        torch.export.save(exported(str(opened.model), opened.module, shapes), path)
     elif path.suffix == ".safetensors":
         try:
             from safetensors.torch import save_file  # pyright: ignore[reportMissingImports] -- an extra of the user's

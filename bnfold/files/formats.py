@@ -23,10 +23,11 @@ _BY_EXTENSION = {
 }
 
 _EXPORT = "export the network to ONNX (torch.onnx.export) and give that file"
+_WEIGHTS = f"weights without a graph; {_EXPORT}, or the code too: bnfold package.module:factory --weights FILE"
 _LEGACY_TORCH = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
 
 _PREFIXES: tuple[tuple[bytes, str], ...] = (
-    (_LEGACY_TORCH, f"a PyTorch checkpoint: weights without a graph; {_EXPORT}"),
+    (_LEGACY_TORCH, f"a PyTorch checkpoint: {_WEIGHTS}"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 (Keras) file; convert it with tf2onnx and give the .onnx file"),
     (b"version https://git-lfs", "a Git LFS pointer, not the model itself; run `git lfs pull` first"),
     (b"\x93NUMPY", "a NumPy array, not a model; give the .onnx file"),
@@ -69,7 +70,7 @@ def foreign(path: Path, head: bytes, size: int) -> str | None:
     if head[257:262] == b"ustar":
         return "a tar archive; unpack it and give the .onnx file"
     if len(head) > 9 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] <= size - 8:
-        return f"a safetensors file: weights without a graph; {_EXPORT}"
+        return f"a safetensors file: {_WEIGHTS}"
     if head.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
         return "a web page, not a model: the download went wrong; fetch the file itself"
     return None
@@ -85,9 +86,9 @@ def _zip(path: Path) -> str:
     if "constants.pkl" in leaves:
         return f"a TorchScript archive; load it with torch.jit.load, {_EXPORT}"
     if "data.pkl" in leaves:
-        return f"a PyTorch checkpoint: weights without a graph; {_EXPORT}"
+        return f"a PyTorch checkpoint: {_WEIGHTS}"
     if "archive_format" in leaves or "models/model.json" in leaves:
-        return f"a torch.export archive (.pt2); load it with torch.export.load, {_EXPORT}"
+        return f"a torch.export archive: `bnfold fold` and `bnfold explain` take it as MODEL.pt2; for others {_EXPORT}"
     if "model.weights.h5" in names:
         return "a Keras archive; convert it with tf2onnx or model.export(format='onnx') and give the .onnx file"
     if any(name.endswith(".npy") for name in names):

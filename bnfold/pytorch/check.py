@@ -33,11 +33,10 @@ from ..check.steps import jumps_inside
 from ..check.verdict import Certificate, CheckResult, SampleRecord, Settled, Verdict
 from .local import local_bounds
 from .outcome import Sides
+from .samples import GENERATED, by_leaf, sample
 from .trace import _HOOKS, _WITH, copied
 
 Array = NDArray[Any]
-KINDS = ("given", "normal", "large")
-_LARGE = 10.0
 _ROUNDOFF = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 _TF32 = 2.0**-11
 Rewrite = Callable[[nn.Module], None]
@@ -55,15 +54,22 @@ def check_modules(
     samples: int,
     seed: int,
     tf32: bool,
+    inputs: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]] = (),
+    ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> CheckResult:
     """The verdict on a folded module. to_exact: turns a copy of the original in float64 into the unrounded fold; None:
-    it cannot, and the stored weights are judged alone. sides: the two graphs, for gate 2.
+    it cannot, and the stored weights are judged alone. sides: the two graphs, for gate 2. inputs: more samples than the
+    one in args and kwargs. ranges: of generated values, by the inputs' names in the exported program.
     """
     first, second = _quiet(original), _quiet(folded)
     device = next((str(t.device.type) for t in first.parameters()), "cpu")
-    feeds = [_sample(KINDS[k % len(KINDS)], k, seed, (args, dict(kwargs))) for k in range(max(1, samples))]
-    shapes = {f"input {i}": tuple(t.shape) for i, t in enumerate(_tensors((args, dict(kwargs))))}
-    provided = Provided(tuple(Sample(KINDS[k % len(KINDS)], {}) for k in range(len(feeds))))
+    given = [(args, dict(kwargs)), *((one, dict(other)) for one, other in inputs)]
+    kinds = ["given"] * len(given)
+    kinds += [GENERATED[k % len(GENERATED)] for k in range(max(0, samples - len(given)))]
+    within = by_leaf(sides.original, ranges or {})
+    feeds = [sample(kind, k, seed, given[k] if kind == "given" else given[0], within) for k, kind in enumerate(kinds)]
+    shapes = [{f"input {i}": tuple(t.shape) for i, t in enumerate(_tensors(feed))} for feed in feeds]
+    provided = Provided(tuple(Sample(kind, {}) for kind in kinds))
     with _precision(tf32):
         provided.original = [_run(first, feed) for feed in feeds]
         provided.candidate = [_run(second, feed) for feed in feeds]
@@ -89,7 +95,6 @@ def check_modules(
         return CheckResult(Verdict.INCONCLUSIVE, sentence, certificate, provider=f"torch {device}", seed=seed)
     arithmetic = "ieee" if device == "cpu" else "tf32" if tf32 else "gpu"
     different = None if found.verdict is Verdict.INCONCLUSIVE else found.verdict is Verdict.NOT_EQUIVALENT
-    kinds = [sample.kind for sample in provided.samples]
     with _precision(tf32):
         gate2 = local_bounds(sides, feeds, kinds, arithmetic=arithmetic, seed=seed, different=different)
     if found.verdict.passed and certificate.passed:
@@ -97,7 +102,8 @@ def check_modules(
     verdict, sentence = combined(gate2, found)
     if not certificate.passed:
         verdict, sentence = Verdict.NOT_EQUIVALENT, f"{certificate.sentence}; {sentence}"
-    records = tuple(SampleRecord(KINDS[k % len(KINDS)], shapes, not why, why) for k, why in enumerate(found.counted))
+    counted = zip(kinds, shapes, found.counted, strict=True)
+    records = tuple(SampleRecord(kind, shape, not why, why) for kind, shape, why in counted)
     return CheckResult(
         verdict,
         sentence,
@@ -239,28 +245,16 @@ def _array(value: torch.Tensor) -> Array:
     return np.asarray((held.float() if held.dtype == torch.bfloat16 else held).numpy())
 
 
-def _sample(kind: str, number: int, seed: int, given: Any) -> Any:
-    """The caller's own inputs, or noise of their shapes; integers and the like stay as they were given."""
-    random = torch.Generator().manual_seed(seed * 9973 + number)
-
-    def noise(value: Any) -> Any:
-        if kind == "given" or not isinstance(value, torch.Tensor) or not value.is_floating_point():
-            return value
-        made = torch.randn(value.shape, generator=random, dtype=torch.float64)
-        return (made * (_LARGE if kind == "large" else 1.0)).to(value.dtype).to(value.device)
-
-    def detached(value: Any) -> Any:
-        return value.detach() if isinstance(value, torch.Tensor) else value
-
-    return pytree.tree_map(detached, pytree.tree_map(noise, given))
-
-
 @contextmanager
 def _precision(tf32: bool) -> Generator[None]:
     """Whether CUDA may compute float32 products in TF32, while the modules run."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    cudnn: Any = torch.backends.cudnn
+    places: list[Any] = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
+    before = [place.fp32_precision for place in places]  # allow_tf32 raises where both ways to set it were used
     try:
+        for place in places:
+            place.fp32_precision = "tf32" if tf32 else "ieee"
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+        for place, value in zip(places, before, strict=True):
+            place.fp32_precision = value

@@ -58,10 +58,20 @@ class ModuleFold(Generic[_Module]):
         the search left the graph, was seen when it was made."""
         return self.folded.result.certificate()
 
-    def check(self, *, samples: int = 3, seed: int = 0, tf32: bool = False) -> CheckResult:
+    def check(
+        self,
+        *,
+        samples: int = 3,
+        seed: int = 0,
+        tf32: bool = False,
+        inputs: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]] = (),
+        ranges: Mapping[str, tuple[float, float]] | None = None,
+    ) -> CheckResult:
         """Whether the folded module is the same function as the original, with torch in float64 as the judge.
 
-        samples: the given inputs first, then noise of their shapes from `seed`. tf32: let CUDA use TF32 meanwhile.
+        samples: the inputs that it was traced on and those in `inputs`, (args, kwargs) each, then noise of their shapes
+            from `seed`. ranges: from where to where the noise lies, by the input's name in the exported program.
+        tf32: let CUDA use TF32 meanwhile.
         """
         from .check import Altered, check_modules
 
@@ -84,6 +94,8 @@ class ModuleFold(Generic[_Module]):
             samples=samples,
             seed=seed,
             tf32=tf32,
+            inputs=inputs,
+            ranges=ranges,
         )
 
 

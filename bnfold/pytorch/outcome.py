@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from glob import escape
 
 import onnx
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 from .. import sources
 from ..fold import fold_leaving
@@ -22,6 +22,7 @@ from ..graph import Node as GraphNode
 from ..reasons import Reason, Refusal
 from ..report import FoldReport, Kept
 from ..result import FoldResult
+from .aten import is_norm
 from .skeleton import Constant, Skeleton
 
 
@@ -111,7 +112,7 @@ def search(
         new = {source: o.sentence for o in obstacles for source in _sources(result, o)} if obstacles else {}
         new = {source: sentence for source, sentence in new.items() if source not in left}
         if not obstacles:
-            return Folded(skeleton, result, outcome, _told(result.report, left, normal, hint))
+            return Folded(skeleton, result, outcome, _with_hidden(_told(result.report, left, normal, hint), skeleton))
         if not new:  # it cannot be traced to one: none is folded
             new = {r.node.name: o.sentence for r in result.records for o in obstacles[:1]}
         left.update(new)
@@ -179,6 +180,30 @@ def _told(report: FoldReport, left: Mapping[str, str], normal: set[str], hint: s
         return replace(kept, reason=Reason.CONFLICT.value, message=sentences[0], hint=hint, is_normalization=known)
 
     return replace(report, kept=tuple(map(of, report.kept)))
+
+
+def _with_hidden(report: FoldReport, skeleton: Skeleton) -> FoldReport:
+    """Normalizations in graphs inside the graph, of torch.cond or an autocast region, are left and said to be so."""
+    found: list[Kept] = []
+    for path, inner in skeleton.program.graph_module.named_modules():
+        if path and isinstance(inner, GraphModule):
+            found += [_hidden(node, path) for node in inner.graph.nodes if node.op == "call_function" and is_norm(node)]
+    if not found:
+        return report
+    return replace(
+        report,
+        kept=(*report.kept, *found),
+        sources=report.sources + len(found),
+        batch_normalizations=report.batch_normalizations + len(found),
+    )
+
+
+def _hidden(node: Node, path: str) -> Kept:
+    return Kept(
+        (f"{path}.{node.name}",), "BatchNormalization", Reason.UNKNOWN_OP.value, path,
+        "It is inside a region of its own in the exported graph (torch.cond, torch.autocast), which is left as it is.",
+        "Fold without autocast, and convert the folded module to the smaller type.", (), True,
+    )  # fmt: skip
 
 
 def runtime_input(node: onnx.NodeProto, constants: Mapping[str, Constant]) -> str:

@@ -61,8 +61,19 @@ class ProgramFold:
             return tuple(args), dict(kwargs)
         raise UsageError("This program was saved without the inputs that it was exported with, so it cannot be run.")
 
-    def check(self, *, samples: int = 3, seed: int = 0, tf32: bool = False) -> CheckResult:
-        """Whether the folded program is the same function as the original, with torch in float64 as the judge."""
+    def check(
+        self,
+        *,
+        samples: int = 3,
+        seed: int = 0,
+        tf32: bool = False,
+        inputs: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]] = (),
+        ranges: Mapping[str, tuple[float, float]] | None = None,
+    ) -> CheckResult:
+        """Whether the folded program is the same function as the original, with torch in float64 as the judge.
+
+        As for a module: see ModuleFold.check.
+        """
         from .check import check_modules
 
         args, kwargs = self.inputs()
@@ -77,6 +88,8 @@ class ProgramFold:
             samples=samples,
             seed=seed,
             tf32=tf32,
+            inputs=inputs,
+            ranges=ranges,
         )
 
 

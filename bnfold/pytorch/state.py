@@ -14,6 +14,8 @@ import torch
 from torch import nn
 
 from ..errors import UnreadableModel, UsageError
+from ..files.formats import foreign
+from .safetensors import read_safetensors
 
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "module", "params", "weights")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
@@ -49,14 +51,7 @@ def read_state(path: str | os.PathLike[str]) -> Any:
     if not path.is_file():
         raise UnreadableModel(f"{path} is not a file.")
     if path.suffix == ".safetensors":
-        try:
-            from safetensors.torch import load_file  # pyright: ignore[reportMissingImports] -- an extra of the user's
-        except ImportError as error:
-            raise UsageError(f"Reading {path} needs safetensors: pip install safetensors.") from error
-        try:
-            return load_file(path)
-        except Exception as error:  # safetensors raises an exception of its own
-            raise UnreadableModel(f"{path} cannot be read as safetensors: {error}.") from error
+        return read_safetensors(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -65,6 +60,13 @@ def read_state(path: str | os.PathLike[str]) -> Any:
             "model.state_dict() and give the code as package.module:factory with --weights."
         ) from error
     except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        with path.open("rb") as file:
+            what = foreign(path, file.read(512), path.stat().st_size) or ""
+        if what.startswith(("a TorchScript", "a torch.export")):
+            kind = what.replace(":", ";").partition(";")[0]
+            raise UnreadableModel(
+                f"{path} is {kind}, not a state dict: save model.state_dict() and give that."
+            ) from error
         raise UnreadableModel(f"{path} cannot be read by torch.load: {str(error).splitlines()[0]}") from error
 
 
@@ -94,4 +96,5 @@ def _stripped(held: dict[str, torch.Tensor], wanted: Mapping[str, torch.Tensor])
 
 
 def _some(names: list[str]) -> str:
-    return f"{len(names)} names ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+    more = len(names) - 5
+    return ", ".join(names[:5]) + (f" and {more} more" if more > 0 else "")

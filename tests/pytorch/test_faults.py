@@ -222,3 +222,42 @@ def test_what_writes_behind_a_normalization_that_others_are_not_to_see():
 
 def test_an_adaptive_maximum_has_indices_that_nobody_reads():
     folded(nn.Sequential(nn.Conv2d(4, 4, 1), Affine(), nn.AdaptiveMaxPool2d(3)).eval(), image())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("region", ["cond", "autocast"])
+def test_a_normalization_in_a_region_of_its_own_is_reported(region: str):
+    class Net(ConvNorm):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last, self.second = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x: Any) -> Any:
+            if region == "cond":
+                y = torch.cond(x.sum() > 0, lambda t: self.norm(self.conv(t)), lambda t: self.conv(t), (x,))
+            else:
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    y = self.norm(self.conv(x))
+            return self.second(self.last(y.float())).relu()
+
+    result = pytorch.fold(rough(Net()), (image(),))
+    assert result.report.batch_normalizations == 2 and len(result.report.folded) == 1
+    (kept,) = result.report.unfolded
+    assert kept.reason == "UNKNOWN_OP" and "region of its own" in kept.message
+    x = image()
+    assert torch.allclose(result.module(x), result.original(x), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_weight_that_a_region_reads_too():
+    class Net(ConvNorm):
+        def forward(self, x: Any) -> Any:
+            y = torch.cond(x.sum() > 0, lambda t: self.conv(t), lambda t: t.sin(), (x,))
+            return self.norm(self.conv(y)).relu()
+
+    net = rough(Net())
+    refused(net, image(), reason="CONFLICT", says="used in 2 calls")
+    program = pytorch.fold_exported(torch.export.export(net, (image(),), strict=False))
+    assert not program.report.unfolded
+    for x in (image(), -image()):
+        assert torch.allclose(program.program.module()(x), net(x), atol=1e-4)

@@ -9,17 +9,49 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
+from torch.utils import _pytree as pytree  # noqa: E402
 
 from bnfold import pytorch  # noqa: E402
 
 from .nets import distance, rough  # noqa: E402
 
 WIDTH = 4
+
+
+class Tokens(nn.Module):
+    """A linear layer and a normalization over the pixels, each a token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH)
+
+    def forward(self, x: Any) -> Any:
+        y = self.linear(x.flatten(2).transpose(1, 2)).transpose(1, 2)
+        return self.norm(y).unflatten(2, x.shape[2:])
+
+
+class Arithmetic(nn.Module):
+    """A frozen normalization, written in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.rand(WIDTH, 1, 1) - 1.5), nn.Parameter(torch.randn(WIDTH, 1, 1))
+
+    def forward(self, x: Any) -> Any:
+        x = x.clone()
+        x *= self.scale
+        x -= self.shift
+        return x.relu_() - x * 0.5
+
+
 LAYERS = {
     "conv": lambda: nn.Conv2d(WIDTH, WIDTH, 1),
     "padded": lambda: nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False),
     "depthwise": lambda: nn.Conv2d(WIDTH, WIDTH, 3, padding=1, groups=WIDTH),
     "transposed": lambda: nn.ConvTranspose2d(WIDTH, WIDTH, 1, bias=False),
+    "tokens": lambda: Tokens(),
+    "scaled": lambda: Arithmetic(),
+    "prelu": lambda: nn.PReLU(WIDTH),
     "norm": lambda: nn.BatchNorm2d(WIDTH),
     "plain norm": lambda: nn.BatchNorm2d(WIDTH, affine=False),
     "relu": lambda: nn.ReLU(inplace=True),
@@ -72,6 +104,10 @@ def modules(draw: st.DrawFn) -> nn.Module:
 def test_random_modules(module: nn.Module, seed: int):
     module = rough(module.double(), seed)
     x = torch.randn(2, WIDTH, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    program = pytorch.fold_exported(torch.export.export(module, (x,), strict=False)).program.module()
+    with torch.no_grad():
+        for mine, theirs in zip(pytree.tree_leaves(program(x)), pytree.tree_leaves(module(x)), strict=True):
+            assert float((mine - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30)) < 1e-10
     result = pytorch.fold(module, (x,))
     assert distance(copy.deepcopy(module), copy.deepcopy(result.module), x) < 1e-10
     smaller = torch.randn(3, WIDTH, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))

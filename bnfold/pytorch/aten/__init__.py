@@ -1,7 +1,7 @@
 """ATen ops as ONNX ops of the same meaning, one node for one node; an op that has none keeps its own name."""
 
 from . import arithmetic, layers, layout, pooling  # they enter their rules
-from .calls import Ints, Made, Number, Shaped, arguments, made, name_of, writes
+from .calls import Ints, Made, Number, Shaped, arguments, is_norm, made, name_of, writes
 
 __all__ = [
     "Ints",
@@ -10,6 +10,7 @@ __all__ = [
     "Shaped",
     "arguments",
     "arithmetic",
+    "is_norm",
     "layers",
     "layout",
     "made",

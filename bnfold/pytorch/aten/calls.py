@@ -71,6 +71,11 @@ def name_of(node: Node) -> str:
     return f"{base.removesuffix('_')}.{overload}" if writes(node) else name
 
 
+def is_norm(node: Node) -> bool:
+    """Whether the call is a batch normalization, of whatever name."""
+    return "batch_norm" in name_of(node).partition(".")[0]
+
+
 def writes(node: Node) -> bool:
     """Whether the call changes an argument of its own."""
     schema = getattr(node.target, "_schema", None)
