@@ -181,7 +181,7 @@ def _archive(model: Path, measuring: Measuring) -> Opened:
     dtypes = {name: value.dtype for name, value in tensors.items()}
 
     def forward(module: Any, batch: Mapping[str, Any]) -> Any:
-        flat = [value if constant else batch[name] for name, value, constant in order]
+        flat = [value if constant else batch[name].to(tensors[name].device) for name, value, constant in order]
         args, kwargs = pytree.tree_unflatten(flat, program.call_spec.in_spec)
         return module(*args, **kwargs)
 
@@ -205,7 +205,8 @@ def _factory(model: Path, measuring: Measuring) -> Opened:
     inputs, dtypes = _inputs(module, measuring, dtype)
 
     def forward(module: Any, batch: Mapping[str, Any]) -> Any:
-        return module(**batch)
+        where = next((p.device for p in module.parameters()), torch.device("cpu"))
+        return module(**{name: value.to(where) for name, value in batch.items()})
 
     return Opened(model, module, Samples(measuring.inputs, inputs, dtypes), forward)
 

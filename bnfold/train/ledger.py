@@ -118,8 +118,9 @@ class Ledger:
         return len(self.layers)
 
     def add(self, name: str, moments: Moments) -> None:
-        """The moments of one batch at one layer."""
-        self.layers.setdefault(name, Shards(moments.mean.shape[0])).add(moments)
+        """The moments of one batch at one layer; of no value at all they say nothing, and the layer is not entered."""
+        if float(moments.n) > 0 or name in self.layers:
+            self.layers.setdefault(name, Shards(moments.mean.shape[0])).add(moments)
 
     def merge(self, other: Ledger) -> Ledger:
         """Add the statistics of other data; returns this ledger. Raises UsageError where channels differ."""

@@ -86,7 +86,8 @@ class Estimator:
         """A pass over the data of all ranks; the same ledger, with the same numbers, on each of them."""
         self.random.restore()  # a loader that shuffles or augments gives the same batches in every pass
         self.saved.restore(self.layers, all_but=True)
-        length = HEADER + self._shards() * sum(1 + 3 * layer.num_features for layer in self.layers.values())
+        values = sum(1 + 3 * layer.num_features for layer in self.layers.values())
+        length = HEADER + len(self.layers) + self._shards() * values
         try:
             found = run(
                 self.model, self.layers, self.loader, self.forward,
@@ -185,7 +186,9 @@ class Estimator:
         values = [float(found.ledger.batches), float(found.repeated), float(len(found.poisons))]
         for poison in found.poisons[:POISONS]:
             values += [float(poison.batch), float(names.index(poison.layer)), float(poison.channels[0])]
-        parts = [torch.tensor(values + [0.0] * (HEADER - len(values)), dtype=torch.float64)]
+        values += [0.0] * (HEADER - len(values))
+        values += [float(found.order.index(n) + 1 if n in found.order else 0) for n in names]
+        parts = [torch.tensor(values, dtype=torch.float64)]
         if self.ranks.size > 1:
             parts += [_packed(found.ledger.layers.get(n), self.layers[n].num_features, self._shards()) for n in names]
             gathered = self.ranks.gather(torch.cat(parts))
@@ -206,9 +209,11 @@ class Estimator:
         self.without |= {poison.batch for poison in found.poisons}
         self.poisons += poisons
         repeated = any(part[1] != 0 for part in gathered)
-        # a rank may have had no batch: it takes the model's order
-        order = found.order + [name for name in merged if name not in found.order]
-        return Pass(merged, poisons, order, repeated, found.read, found.enough)
+        order: dict[str, None] = {}  # the same everywhere, for what is decided by it; a rank may have had no batch
+        for part in gathered:
+            places = zip(part[HEADER : HEADER + len(names)].tolist(), names, strict=True)
+            order.update(dict.fromkeys(name for place, name in sorted(places) if place))
+        return Pass(merged, poisons, [n for n in order if n in merged.layers], repeated, found.read, found.enough)
 
 
 def statistics(name: str, shards: Shards, method: str) -> tuple[Tensor, Tensor]:
@@ -247,7 +252,7 @@ def _packed(shards: Shards | None, channels: int, limit: int) -> Tensor:
 
 def _unpacked(values: Tensor, layers: Mapping[str, BatchNorm], limit: int) -> Ledger:
     ledger = Ledger()
-    at = HEADER
+    at = HEADER + len(layers)
     for name, layer in layers.items():
         width = 1 + 3 * layer.num_features
         for row in values[at : at + limit * width].reshape(limit, width):

@@ -160,3 +160,13 @@ def test_outputs_that_are_not_finite_are_infinitely_off():
     held.CopyFrom(numpy_helper.from_array(np.full(3, -7, np.float32), held.name))
     (layer,) = stats.drift(model, [data(model, 20)]).layers
     assert (layer.drift, layer.output) == (np.inf, np.inf)
+
+
+def test_what_stands_behind_the_layers_need_not_run():
+    model = chained()
+    last = model.graph.node[-1]
+    last.op_type, last.domain = "Mystery", "nobody"
+    model.opset_import.append(onnx.helper.make_opsetid("nobody", 1))
+    found = stats.drift(model, [data(model, 20)])
+    assert [each.drift > 0 and each.output is None for each in found.layers] == [True] * 3
+    assert len(stats.refresh(model, [data(model, 20)]).layers) == 3

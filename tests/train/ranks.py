@@ -91,6 +91,24 @@ def job_drift(rank: int, size: int) -> object:
     return {row.name: [row.error, row.residual] for row in report.layers}
 
 
+class Backwards(nn.Module):
+    """The layer that is registered first runs last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.last, self.linear, self.first = nn.BatchNorm1d(72), nn.Linear(72, 72), nn.BatchNorm2d(2)
+        self.double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.linear(self.first(x).flatten(1)))
+
+
+def job_order(rank: int, size: int) -> object:
+    report = train.refresh(Backwards(), shard(rank, size))
+    return [[row.name for row in report.layers], report.passes]
+
+
 def job_traffic(rank: int, size: int) -> object:
     """How often ranks speak with each other, by what; the real functions do it."""
     calls: dict[str, int] = {}

@@ -44,7 +44,7 @@ def results(jobs: str, size: int, folder: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("ranks")
-    jobs = {1: "same,drift", 2: "same,poison,auto,drift,sync,traffic", 4: "same,sampler,sync,traffic"}
+    jobs = {1: "same,drift", 2: "same,poison,auto,drift,sync,traffic", 4: "same,sampler,sync,traffic,order"}
     return {size: results(names, size, folder / str(size)) for size, names in jobs.items()}
 
 
@@ -71,6 +71,11 @@ def test_there_is_one_gather_a_pass_and_nothing_else(ran, size: int):
         for calls, passes in rank["traffic"].values():
             assert calls == {"all_gather": passes}
         assert rank["traffic"]["sequential"][1] > 1 == rank["traffic"]["pooled"][1]
+
+
+def test_a_rank_without_batches_knows_the_order_too(ran):
+    assert [rank["order"][0] for rank in ran[4]] == [["first", "last"]] * 4
+    assert len({rank["order"][1] for rank in ran[4]}) == 1
 
 
 def test_the_mean_of_ranks_drops_the_variance_of_their_means():

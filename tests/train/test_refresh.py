@@ -422,6 +422,31 @@ def test_a_mask_of_samples_reaches_every_pixel():
     assert [row.n for row in report.layers] == [13 * 36, 13 * 16, 13]
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_layer_that_no_value_reaches_is_left_as_it_was(method: Any):
+    """Hidden by the mask, or in batches of no sample: M2/n of nothing is not 0."""
+    data = images([8, 8])
+    nothing = torch.zeros(8, dtype=torch.bool)
+    model = net()
+    before = state(model)
+    report = train.refresh(model, data, method, mask=lambda _: {"4": nothing})
+    assert report.never_ran == ["4"] and [row.name for row in report.layers] == ["1", "8"]
+    assert torch.equal(model[4].running_var, before["4.running_var"])
+    for batches, mask in ((data, lambda _: nothing), ([(x[:0], y[:0]) for x, y in data], None)):
+        model = net()
+        with pytest.raises(BnfoldError, match="No BatchNorm ran"):
+            train.refresh(model, batches, method, mask=mask)
+        assert unchanged(model, before)
+    plain = train.refresh(model, data, method)
+    padded = train.refresh(net(), [(data[0][0][:0], data[0][1][:0]), *data], method)  # one of no sample among others
+    assert torch.equal(padded.ledger["8"].m2, plain.ledger["8"].m2)
+    with train.collect(model) as collected:
+        collected.mask = nothing
+        model(data[0][0])
+    with pytest.raises(BnfoldError, match="ledger is empty"):
+        train.apply(collected, model)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch about its own code
 @pytest.mark.parametrize("method", METHODS)
 def test_channels_last_compiled_and_wrapped_models(method: Any):
