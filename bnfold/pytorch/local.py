@@ -19,9 +19,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from torch.export.graph_signature import InputKind
 from torch.fx import Node
-from torch.utils import _pytree as pytree
 
 from ..check.bounds import Bounded, Kernels, Op
 from ..check.evaluation import Regions
@@ -33,9 +31,8 @@ from ..check.sharing import cut
 from ..check.shelf import Shelf
 from ..files import ModelFile
 from .bounds import RULES, resized
-from .calls import Calls, State, from_array, to_array, widened
+from .calls import Calls, State, from_array, named_inputs, to_array, widened
 from .outcome import Sides
-from .skeleton import Skeleton
 
 Array = NDArray[Any]
 BUDGET = 20.0  # seconds for the float64 evaluations of all samples; beyond it one sample has to do
@@ -59,7 +56,7 @@ def local_bounds(
     """
     with tempfile.TemporaryDirectory() as folder:
         try:
-            inputs = [_named(sides.original, sample) for sample in samples]
+            inputs = [named_inputs(sides.original, sample) for sample in samples]
             return _local_bounds(sides, inputs, kinds, Path(folder), arithmetic, seed, different)
         except (MemoryError, torch.OutOfMemoryError):
             return Gate2((), 0, arithmetic, "it needs more memory than there is", done=False)
@@ -95,16 +92,6 @@ def _local_bounds(
     bounds = Bounds(regions, kinds, runner, arithmetic, True)
     cuts, unopened = cut(regions, seed=seed, different=different, settle=bounds.prepare)
     return Gate2(tuple(bounds.of(cuts)), len(kinds), arithmetic, "; ".join(filter(None, (note, unopened))))
-
-
-def _named(found: Skeleton, sample: Any) -> dict[str, torch.Tensor]:
-    """The inputs of the model: the arguments, and state that no constant is."""
-    wanted = {info.name for info in found.model.graph.input}
-    specs = found.program.graph_signature.input_specs
-    given = [spec.arg.name for spec in specs if spec.kind == InputKind.USER_INPUT]
-    held = {spec.arg.name: found.program.state_dict.get(str(spec.target)) for spec in specs if spec.target is not None}
-    held.update(zip(given, pytree.tree_leaves(sample), strict=True))
-    return {name: value.detach() for name, value in held.items() if name in wanted and isinstance(value, torch.Tensor)}
 
 
 def _reads(pair: Pair, name: str, shared: set[str]) -> frozenset[str]:
