@@ -24,7 +24,7 @@ from .functional import functional
 from .outcome import Folded, digest, same_values, search
 from .rewrite import Rewrite, obstacles
 from .skeleton import Skeleton, skeleton
-from .tensors import TYPES, bits
+from .tensors import bits
 
 if TYPE_CHECKING:
     from ..check.verdict import CheckResult
@@ -85,12 +85,9 @@ class ProgramFold:
         """State of the program that is no longer what the fold left."""
         now = {**self.program.constants, **self.program.state_dict}
         for tensor in self._after.model.graph.initializer:
-            held = self._after.constants[tensor.name]
-            value = now.get(held.name) if held.kind == "state" else None
-            if not isinstance(value, torch.Tensor) or TYPES[value.dtype] != tensor.data_type:
-                continue  # a variance is kept wider
-            if bits(value) != tensor.raw_data:
-                yield held.name
+            value = now.get(tensor.name)  # what is read in another form, as a variance is, has another name
+            if isinstance(value, torch.Tensor) and bits(value) != tensor.raw_data:
+                yield tensor.name
 
     def _exactly(self, original: nn.Module) -> Callable[..., list[torch.Tensor]] | None:
         """The folded program in float64, with its weights as they were before they were rounded."""

@@ -165,3 +165,11 @@ def test_a_weight_that_is_used_twice_and_changed_once():
     check = result.check()
     assert check and check.figures["same_function"]["exact_share"] < 1e-12
     assert check.gate2 is not None and check.gate2.passed
+
+
+def test_a_double_program_that_keeps_a_normalization_is_what_the_fold_left():
+    net = rough(nn.Sequential(Block(4), nn.Sigmoid(), nn.BatchNorm2d(4), nn.Sigmoid())).double()
+    result = pytorch.fold_exported(exported(net, wide()))
+    assert len(result.report.unfolded) == 1
+    check = result.check()
+    assert check, str(check)
