@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import onnx
@@ -92,6 +93,27 @@ def _local_bounds(
     bounds = Bounds(regions, kinds, runner, arithmetic, True)
     cuts, unopened = cut(regions, seed=seed, different=different, settle=bounds.prepare)
     return Gate2(tuple(bounds.of(cuts)), len(kinds), arithmetic, "; ".join(filter(None, (note, unopened))))
+
+
+class _Moved(Mapping[str, torch.Tensor]):
+    """State in float64 with every element moved by ±u of its own type, made when it is asked for."""
+
+    def __init__(self, own: State, wide: State, seed: Sequence[int]) -> None:
+        self._own, self._wide, self._seed = own, wide, seed
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        own, wide = self._own[name], self._wide[name]
+        if not own.is_floating_point():
+            return wide
+        random = np.random.default_rng([*self._seed, crc32(name.encode())])
+        signs = torch.from_numpy(random.integers(0, 2, tuple(own.shape), np.int8) * 2.0 - 1).to(own.device)
+        return wide * (1 + torch.finfo(own.dtype).eps / 2 * signs)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._own)
+
+    def __len__(self) -> int:
+        return len(self._own)
 
 
 def _reads(pair: Pair, name: str, shared: set[str]) -> frozenset[str]:
@@ -199,16 +221,9 @@ class _TorchRegions(Regions):
         return found
 
     def drawn(self, region: Region, sample: int, seed: int, draws: int) -> Iterator[Array]:
-        state = self._runner.states[0]
+        own, wide = self._runner.states[0]
         for draw in range(draws):
-            random = np.random.default_rng([seed, draw])
-            moved: dict[str, torch.Tensor] = {}
-            for name, value in state[1].items():
-                own = state[0][name]
-                if own.is_floating_point():
-                    signs = torch.from_numpy(random.integers(0, 2, tuple(own.shape)) * 2.0 - 1).to(own.device)
-                    value = value * (1 + torch.finfo(own.dtype).eps / 2 * signs)
-                moved[name] = value
+            moved = _Moved(own, wide, [seed, draw])
             found = self._runner.side(0, [region.end], self.feeds(region, sample), sample, wide=True, state=moved)
             yield to_array(found[region.end])
 

@@ -138,3 +138,17 @@ def test_nothing_was_folded():
 def test_in_place():
     own = rough(nn.Sequential(Block(4)))
     assert gate2(pytorch.fold(own, (image(),), inplace=True).check()).passed
+
+
+def test_weights_are_moved_by_their_own_roundoff():
+    from bnfold.pytorch.local import _Moved
+
+    own = {"w": torch.randn(50), "half": torch.randn(50).half(), "n": torch.arange(3)}
+    wide = {name: value.double() if value.is_floating_point() else value for name, value in own.items()}
+    moved = _Moved(own, wide, [0, 1])
+    for name, u in (("w", 2.0**-24), ("half", 2.0**-11)):
+        ratio = (moved[name] / wide[name] - 1) / u
+        assert torch.allclose(ratio.abs(), torch.ones(50, dtype=torch.float64)) and -40 < float(ratio.sum()) < 40
+        assert torch.equal(moved[name], moved[name])
+    assert torch.equal(moved["n"], own["n"]) and set(moved) == set(own) and len(moved) == 3
+    assert not torch.equal(moved["w"], _Moved(own, wide, [0, 2])["w"])
