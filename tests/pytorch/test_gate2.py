@@ -39,6 +39,7 @@ def test_programs_have_it_too_and_with_a_free_batch():
 
 @pytest.mark.parametrize("program", [False, True])
 def test_a_weight_that_is_changed_is_named(program: bool):
+    torch.manual_seed(0)  # not every channel of every net is alive behind its ReLU
     own, x = net(), image()
     result: Any
     if program:
@@ -49,7 +50,7 @@ def test_a_weight_that_is_changed_is_named(program: bool):
         weight = result.module[1].conv1.weight
     assert result.check()
     with torch.no_grad():
-        weight[2, 1] *= 1.01
+        weight[:, 1] *= 1.01
     check = result.check()
     assert check.verdict is Verdict.NOT_EQUIVALENT
     guilty = gate2(check).first_failure
