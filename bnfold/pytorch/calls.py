@@ -15,11 +15,13 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from torch.export.graph_signature import InputKind
 from torch.fx import Node
 from torch.fx.node import map_aggregate
+from torch.utils import _pytree as pytree
 
 from .aten import Shaped, made, writes
-from .outcome import digests
+from .outcome import same_values
 from .skeleton import Skeleton
 
 Array = NDArray[Any]
@@ -43,18 +45,14 @@ class Calls:
     @classmethod
     def named_like(cls, found: Skeleton, model: onnx.ModelProto) -> Calls:
         """Under the names of a model that computes the same."""
-        nodes: dict[bytes, list[Node]] = {}
-        known = digests(found.model)
-        for node, name in found.values.items():
-            if name in known and name not in found.constants:
-                nodes.setdefault(known[name], []).append(node)
-        wanted = digests(model)
-        names = [info.name for info in model.graph.input]
-        names += [name for node in model.graph.node for name in node.output]
-        values = {name: nodes[wanted[name]].pop(0) for name in names if nodes.get(wanted[name])}
-        constants = {known[name]: node for node, name in found.values.items() if name in found.constants}
-        held = [t.name for t in model.graph.initializer if wanted[t.name] in constants]
-        return cls(found, {**{name: constants[wanted[name]] for name in held}, **values})
+        nodes = {name: node for node, name in found.values.items()}
+        values: dict[str, Node] = {}
+        for name, own in same_values(model, found.model):
+            held = found.constants.get(own)
+            node = nodes.get(own if held is None or held.kind != "state" else held.name)
+            if node is not None:
+                values[name] = node
+        return cls(found, values)
 
     def state(self, *, wide: bool) -> dict[str, torch.Tensor]:
         """Parameters, buffers and constants by their names."""
@@ -148,6 +146,16 @@ class Calls:
 
 def _is_item(node: Node) -> bool:
     return str(node.target) == "<built-in function getitem>"
+
+
+def named_inputs(found: Skeleton, sample: Any) -> dict[str, torch.Tensor]:
+    """The inputs of the model out of (args, kwargs): the arguments, and state that no constant is."""
+    wanted = {info.name for info in found.model.graph.input}
+    specs = found.program.graph_signature.input_specs
+    given = [spec.arg.name for spec in specs if spec.kind == InputKind.USER_INPUT]
+    held = {spec.arg.name: found.program.state_dict.get(str(spec.target)) for spec in specs if spec.target is not None}
+    held.update(zip(given, pytree.tree_leaves(sample), strict=True))
+    return {name: value.detach() for name, value in held.items() if name in wanted and isinstance(value, torch.Tensor)}
 
 
 def is_number(value: Any) -> bool:

@@ -39,13 +39,13 @@ from .trace import _HOOKS, _WITH, copied
 Array = NDArray[Any]
 _ROUNDOFF = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 _TF32 = 2.0**-11
-Rewrite = Callable[[nn.Module], None]
+Exactly = Callable[[nn.Module], "Callable[..., Any] | None"]
 
 
 def check_modules(
     original: nn.Module,
     folded: nn.Module,
-    to_exact: Rewrite | None,
+    to_exact: Exactly | None,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     *,
@@ -57,9 +57,11 @@ def check_modules(
     inputs: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]] = (),
     ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> CheckResult:
-    """The verdict on a folded module. to_exact: turns a copy of the original in float64 into the unrounded fold; None:
-    it cannot, and the stored weights are judged alone. sides: the two graphs, for gate 2. inputs: more samples than the
-    one in args and kwargs. ranges: of generated values, by the inputs' names in the exported program.
+    """The verdict on a folded module.
+
+    to_exact: from a copy of the original in float64 to the fold before its weights were rounded, to be called; None:
+    the stored weights are judged alone. sides: the two graphs, for gate 2. inputs: more samples than the one in args
+    and kwargs. ranges: of generated values, by the inputs' names in the exported program.
     """
     first, second = _quiet(original), _quiet(folded)
     device = next((str(t.device.type) for t in first.parameters()), "cpu")
@@ -142,7 +144,7 @@ class _TorchJudge:
     """What gate 3 asks of a judge, answered by torch in float64."""
 
     def __init__(
-        self, first: nn.Module, second: nn.Module, to_exact: Rewrite | None, feeds: Sequence[Any], provided: Provided
+        self, first: nn.Module, second: nn.Module, to_exact: Exactly | None, feeds: Sequence[Any], provided: Provided
     ) -> None:
         self._first, self._second, self._to_exact = first, second, to_exact
         self._feeds = [pytree.tree_map(_widened, feed) for feed in feeds]
@@ -157,16 +159,8 @@ class _TorchJudge:
         return self._once("candidate", lambda: _wide(self._second))
 
     def exact(self) -> list[dict[str, Array]] | None:
-        rewrite = self._to_exact
-        if rewrite is None:
-            return None
-
-        def make() -> nn.Module:
-            made = _wide(self._first)
-            rewrite(made)
-            return made
-
-        return self._once("exact", make)
+        made = None if self._to_exact is None else self._to_exact(_wide(self._first))
+        return None if made is None else self._once("exact", lambda: made)
 
     def draw(self, number: int, seed: int, *, wide: bool = False) -> list[dict[str, Array]]:
         def make() -> nn.Module:
@@ -189,7 +183,7 @@ class _TorchJudge:
     def producers(self, output: str) -> tuple[str, ...]:
         return ()
 
-    def _once(self, key: str, make: Callable[[], nn.Module]) -> list[dict[str, Array]]:
+    def _once(self, key: str, make: Callable[[], Callable[..., Any]]) -> list[dict[str, Array]]:
         if key not in self._known:
             try:
                 module = make()
@@ -232,7 +226,7 @@ def _tensors(values: Any) -> list[torch.Tensor]:
     return [value for value in pytree.tree_leaves(values) if isinstance(value, torch.Tensor)]
 
 
-def _run(module: nn.Module, feed: Any) -> dict[str, Array]:
+def _run(module: Callable[..., Any], feed: Any) -> dict[str, Array]:
     args, kwargs = copy.deepcopy(feed)  # a module may write into its inputs
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -14,14 +14,13 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from torch.export.graph_signature import InputKind
 from torch.fx import Node
-from torch.utils import _pytree as pytree
 
 from ..check.arithmetic import Bounded
 from ..check.evaluation import Regions
@@ -34,9 +33,8 @@ from ..check.sharing import cut
 from ..check.shelf import Shelf
 from ..files import ModelFile
 from .bounds import RULES, resized
-from .calls import Calls, State, from_array, to_array, widened
+from .calls import Calls, State, from_array, named_inputs, to_array, widened
 from .outcome import Sides
-from .skeleton import Skeleton
 
 Array = NDArray[Any]
 BUDGET = 20.0  # seconds for the float64 evaluations of all samples; beyond it one sample has to do
@@ -60,7 +58,7 @@ def local_bounds(
     """
     with tempfile.TemporaryDirectory() as folder:
         try:
-            inputs = [_named(sides.original, sample) for sample in samples]
+            inputs = [named_inputs(sides.original, sample) for sample in samples]
             return _local_bounds(sides, inputs, kinds, Path(folder), arithmetic, seed, different)
         except (MemoryError, torch.OutOfMemoryError):
             return Gate2((), 0, arithmetic, "it needs more memory than there is", done=False)
@@ -98,14 +96,25 @@ def _local_bounds(
     return Gate2(tuple(bounds.of(cuts)), len(kinds), arithmetic, "; ".join(filter(None, (note, unopened))))
 
 
-def _named(found: Skeleton, sample: Any) -> dict[str, torch.Tensor]:
-    """The inputs of the model: the arguments, and state that no constant is."""
-    wanted = {info.name for info in found.model.graph.input}
-    specs = found.program.graph_signature.input_specs
-    given = [spec.arg.name for spec in specs if spec.kind == InputKind.USER_INPUT]
-    held = {spec.arg.name: found.program.state_dict.get(str(spec.target)) for spec in specs if spec.target is not None}
-    held.update(zip(given, pytree.tree_leaves(sample), strict=True))
-    return {name: value.detach() for name, value in held.items() if name in wanted and isinstance(value, torch.Tensor)}
+class _Moved(Mapping[str, torch.Tensor]):
+    """State in float64 with every element moved by ±u of its own type, made when it is asked for."""
+
+    def __init__(self, own: State, wide: State, seed: Sequence[int]) -> None:
+        self._own, self._wide, self._seed = own, wide, seed
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        own, wide = self._own[name], self._wide[name]
+        if not own.is_floating_point():
+            return wide
+        random = np.random.default_rng([*self._seed, crc32(name.encode())])
+        signs = torch.from_numpy(random.integers(0, 2, tuple(own.shape), np.int8) * 2.0 - 1).to(own.device)
+        return wide * (1 + torch.finfo(own.dtype).eps / 2 * signs)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._own)
+
+    def __len__(self) -> int:
+        return len(self._own)
 
 
 def _reads(pair: Pair, name: str, shared: set[str]) -> frozenset[str]:
@@ -213,16 +222,9 @@ class _TorchRegions(Regions):
         return found
 
     def drawn(self, region: Region, sample: int, seed: int, draws: int) -> Iterator[Array]:
-        state = self._runner.states[0]
+        own, wide = self._runner.states[0]
         for draw in range(draws):
-            random = np.random.default_rng([seed, draw])
-            moved: dict[str, torch.Tensor] = {}
-            for name, value in state[1].items():
-                own = state[0][name]
-                if own.is_floating_point():
-                    signs = torch.from_numpy(random.integers(0, 2, tuple(own.shape)) * 2.0 - 1).to(own.device)
-                    value = value * (1 + torch.finfo(own.dtype).eps / 2 * signs)
-                moved[name] = value
+            moved = _Moved(own, wide, [seed, draw])
             found = self._runner.side(0, [region.end], self.feeds(region, sample), sample, wide=True, state=moved)
             yield to_array(found[region.end])
 

@@ -79,9 +79,10 @@ class ModuleFold(Generic[_Module]):
         state = self.module.state_dict()
         altered = tuple(n for n, proto in self._values.items() if n not in state or bits(state[n]) != proto.raw_data)
 
-        def to_exact(module: nn.Module) -> None:
+        def to_exact(module: nn.Module) -> nn.Module:
             held = {name: _double(proto, exact) for name, proto in self._values.items()}
             carry_out(self.report.recipe, module, held)
+            return module
 
         return check_modules(
             self.original,

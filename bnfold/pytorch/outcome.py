@@ -238,4 +238,17 @@ def digests(model: onnx.ModelProto) -> dict[str, bytes]:
     return known
 
 
-__all__ = ["Edit", "Folded", "Inserted", "Node", "Obstacle", "Outcome", "digest", "digests", "runtime_input", "search"]
+def same_values(model: onnx.ModelProto, other: onnx.ModelProto) -> set[tuple[str, str]]:
+    """Names of the same value in two graphs that compute the same: inputs, what nodes make, and the constants that
+    they read. A constant of one may be several of the other."""
+    mine, theirs = digests(model), digests(other)
+    found = {(a.name, b.name) for a, b in zip(model.graph.input, other.graph.input, strict=True)}
+    waiting: dict[bytes, list[onnx.NodeProto]] = {}
+    for node in other.graph.node:
+        waiting.setdefault(theirs[node.output[0]], []).append(node)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        twin = waiting[mine[node.output[0]]].pop(0)
+        found.update(zip(node.output, twin.output, strict=True))
+        found.update((a, b) for a, b in zip(node.input, twin.input, strict=False) if a in constants)
+    return found

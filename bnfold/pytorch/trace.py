@@ -28,7 +28,8 @@ from torch.utils import _pytree as pytree
 
 from ..errors import UnsupportedModel, UsageError
 from .aten import arguments, name_of
-from .skeleton import Skeleton, functional, skeleton
+from .functional import functional
+from .skeleton import Skeleton, skeleton
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _HOOKS = (

@@ -1,5 +1,6 @@
 """fold_program: what the form of a module cannot express, an exported program can; it runs and saves as before."""
 
+import copy
 import io
 from typing import Any
 
@@ -133,3 +134,42 @@ def test_the_argument_is_not_changed():
 def test_only_programs():
     with pytest.raises(UsageError, match="not a Sequential"):
         pytorch.fold_program(nn.Sequential())  # pyright: ignore[reportArgumentType] -- that is the test
+
+
+def test_a_number_in_a_padding_changes():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.last = nn.BatchNorm2d(1), nn.Conv2d(1, 2, 3)
+
+        def forward(self, x: Any) -> Any:
+            return self.last(functional.pad(self.norm(x.relu()), (1, 1, 1, 1), value=0.3))
+
+    net = rough(Net())
+    folded(net, wide(2, 1, 5, 6))
+    assert pytorch.fold_exported(exported(net.float(), image(2, 1, 5, 6))).check()
+
+
+def test_it_is_judged_with_its_weights_before_they_were_rounded():
+    """Two layers that are alike, bit for bit, have parameters of their own."""
+    block = Block(4)
+    net = rough(nn.Sequential(block, copy.deepcopy(block), nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4)))
+    net[1].load_state_dict(net[0].state_dict())
+    result = pytorch.fold_exported(exported(net, image()))
+    check = result.check()
+    assert check and check.figures["same_function"]["exact_share"] < 1e-12
+
+
+def test_a_weight_that_is_used_twice_and_changed_once():
+    result = pytorch.fold_exported(exported(rough(TwoSites()), image()))
+    check = result.check()
+    assert check and check.figures["same_function"]["exact_share"] < 1e-12
+    assert check.gate2 is not None and check.gate2.passed
+
+
+def test_a_double_program_that_keeps_a_normalization_is_what_the_fold_left():
+    net = rough(nn.Sequential(Block(4), nn.Sigmoid(), nn.BatchNorm2d(4), nn.Sigmoid())).double()
+    result = pytorch.fold_exported(exported(net, wide()))
+    assert len(result.report.unfolded) == 1
+    check = result.check()
+    assert check, str(check)
