@@ -22,10 +22,10 @@ from . import __version__
 from .errors import UnreadableModel, UsageError
 from .files import ModelFile, Staging, digest, load
 from .files.external import Extent, blocks, extent, tensors
+from .files.names import sidecar_of
 
-__all__ = ["SUFFIX", "Sidecar", "read", "restore", "sidecar_of", "write"]
+__all__ = ["Sidecar", "read", "restore", "sidecar_of", "write"]
 
-SUFFIX = ".bnfold"
 _KIND, _SCHEMA, _MANIFEST = "bnfold sidecar", 1, "manifest.json"
 _BLOCK = 1 << 20
 _LARGEST = 1 << 26  # bytes of a manifest
@@ -59,11 +59,6 @@ class Sidecar:
     folded: tuple[File, ...]
     source: tuple[File, ...]
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-
-def sidecar_of(model: Path) -> Path:
-    """Where the sidecar of a folded model is."""
-    return model.with_name(model.name + SUFFIX)
 
 
 def write(folded: Path, source: ModelFile, options: Mapping[str, Any], *, name: str | None = None) -> Path:

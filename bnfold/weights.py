@@ -184,8 +184,8 @@ class Tensor:
     def fits_late(self) -> bool:
         """Whether `Watched` finds out, while the tensor is written, what `misfit` would have to read all of it for."""
         proto = self.proto
-        if proto is None or self.size <= _CACHED or proto.data_location != onnx.TensorProto.EXTERNAL:
-            return False
+        if proto is None or self.nbytes < BULK or proto.data_location != onnx.TensorProto.EXTERNAL:
+            return False  # a smaller one is not computed while it is written
         same = proto.data_type == self.data_type
         return same and self.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE) and self._in_rows()
 

@@ -12,9 +12,9 @@ import click
 
 from .. import hashing
 from . import shared
-from .options import chosen, chosen_form, shapes
+from .options import chosen, chosen_form, is_torch, shapes
 from .output import Console
-from .startup import only_fold
+from .startup import to_compute, without_blas_threads
 
 _EXIT_CODES = (
     ("0", "equivalent, or nothing to fold"),
@@ -111,14 +111,13 @@ def fold(
     """Fold MODEL, check the result against it, and write it. This is what `bnfold MODEL` does."""
     if not (no_receipt or dry_run):
         hashing.begin(model)  # beside the imports
-    if no_check:
-        only_fold()
+    only_folds = no_check and not is_torch(model)
+    if only_folds:
+        without_blas_threads()
     from .folding import run
     from .settings import Checking, Selection, Writing
-    from .torch_loading import is_torch
-    from .torch_models import run_torch
 
-    console = _console(others, fail_on_unfolded=fail_on_unfolded)
+    console = _console(others, fail_on_unfolded=fail_on_unfolded, only_folds=only_folds)
     selection, checking = chosen(Selection, others), chosen(Checking, others, wanted=not no_check)
     writing = Writing(
         output,
@@ -134,6 +133,8 @@ def fold(
     )
     with console.reporting():
         if is_torch(model):
+            from .torch_models import run_torch
+
             return run_torch(model, weights, selection, checking, writing, console)
         if weights is not None:
             raise click.UsageError("--weights goes with package.module:factory as MODEL.")
@@ -155,16 +156,18 @@ def fold(
 @shared.how_to_say
 def explain(model: Path, weights: Path | None, shapes: dict[str, tuple[int, ...]], **others: Any) -> int:
     """Say where each affine of MODEL goes, or why not. Writes nothing."""
-    only_fold()
+    only_folds = not is_torch(model)
+    if only_folds:
+        without_blas_threads()
     from .folding import run_explain
     from .settings import Checking, Selection
-    from .torch_loading import is_torch
-    from .torch_models import explain_torch
 
-    console = _console(others)
+    console = _console(others, only_folds=only_folds)
     selection = chosen(Selection, others)
     with console.reporting():
         if is_torch(model):
+            from .torch_models import explain_torch
+
             return explain_torch(model, weights, selection, Checking(False, None, (), shapes, 0, None), console)
         if weights is not None or shapes:
             raise click.UsageError("--weights and --shape go with package.module:factory as MODEL.")
@@ -268,7 +271,6 @@ def stats() -> None:
 def stats_drift(model: Path, max_drift: float | None, **others: Any) -> int:
     """How far the stored statistics of MODEL are from those of what its BatchNormalizations are fed. Writes nothing."""
     from .stats import Measuring, run_drift
-    from .torch_loading import is_torch
     from .torch_stats import run_torch_drift
 
     console = _console(others)
@@ -288,7 +290,6 @@ def stats_refresh(model: Path, output: Path | None, force: bool, in_place: bool,
     """Give the BatchNormalizations of MODEL the mean and variance of the data, layer after layer."""
     from .options import destination
     from .stats import Measuring, run_refresh
-    from .torch_loading import is_torch
     from .torch_stats import run_torch_refresh
 
     console = _console(others)
@@ -311,6 +312,7 @@ def hook(models: tuple[Path, ...]) -> int:
     """
     from .hook import run_hook
 
+    to_compute()
     return run_hook(models)
 
 
@@ -329,6 +331,8 @@ def doctor(timeout: float | None, **others: Any) -> int:
         return run_doctor(console, timeout)
 
 
-def _console(given: dict[str, Any], *, fail_on_unfolded: bool = False) -> Console:
+def _console(given: dict[str, Any], *, fail_on_unfolded: bool = False, only_folds: bool = False) -> Console:
+    if not only_folds:
+        to_compute()
     form = chosen_form(click.get_current_context(), given["as_json"], given["form"])
     return Console(given["quiet"], given.get("verbose", False), form, given["reports"], fail_on_unfolded)

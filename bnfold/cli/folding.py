@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import files, receipt, sidecar
+from .. import files, receipt
 from ..errors import UsageError
+from ..files.names import sidecar_of
 from ..report.text import explanation, fold_table
 from ..weights import OutOfRange
-from . import stats
 from .documents import result_dict, source_dict
 from .options import destination
 from .output import Console, Step, width
@@ -48,9 +48,13 @@ def run(
         def attempt(made: FoldResult) -> tuple[CheckResult | None, list[Path], str]:
             return _check_and_write(made, target, checking, arguments, writing, selection, step)
 
-        drift = stats.gate(model, checking, writing.max_drift)
-        if drift is not None and drift.code:
-            return drift.refused(console)
+        drift = None
+        if writing.max_drift is not None:
+            from .stats import gate
+
+            drift = gate(model, checking, writing.max_drift)
+            if drift.code:
+                return drift.refused(console)
         step("folding")
         leave: dict[str, str] | None = {} if checking.wanted else None
         late = target is not None
@@ -173,7 +177,7 @@ def _stands_clear(target: Path, result: FoldResult, writing: Writing) -> None:
         raise UsageError(f"{data}, where external data would go, belongs to the model itself; choose another --output.")
     if result.changed and result.source.data and os.path.lexists(data) and not (writing.force or writing.in_place):
         raise UsageError(f"{data} exists; --force overwrites it, --output chooses another name.")
-    beside = sidecar.sidecar_of(target)
+    beside = sidecar_of(target)
     if writing.keep_statistics and os.path.lexists(beside) and not (writing.force or writing.in_place):
         raise UsageError(f"{beside}, where the statistics would be kept, exists; --force overwrites it.")
 
@@ -206,10 +210,12 @@ def _check_and_write(
         if accepted is not None and writing.receipt:
             receipt.write(stage.path, result.source.sha256, result.report, check)
         if accepted is not None and writing.keep_statistics:
+            from .. import sidecar
+
             sidecar.write(stage.path, result.source, selection.to_dict(), name=writing.source_name)
         raise_received()
         written = [] if accepted is None else stage.commit()
-        return check, [path for path in written if path != sidecar.sidecar_of(target)], accepted or ""
+        return check, [path for path in written if path != sidecar_of(target)], accepted or ""
 
 
 def _notes(result: FoldResult, written: Sequence[Path], writing: Writing) -> list[str]:
@@ -221,7 +227,7 @@ def _notes(result: FoldResult, written: Sequence[Path], writing: Writing) -> lis
         if idle:
             notes.append(f"{written[0].name} no longer uses {', '.join(idle)}.")
     if result.changed and writing.keep_statistics and written:
-        beside = sidecar.sidecar_of(written[0])
+        beside = sidecar_of(written[0])
         size = beside.stat().st_size
         notes.append(f"{beside} ({size} bytes) keeps what was folded: bnfold unfold {written[0].name} gives it back.")
     return notes

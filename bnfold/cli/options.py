@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fractions import Fraction
 
 _UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
+_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 _T = TypeVar("_T")
@@ -119,6 +120,16 @@ def _number(text: str) -> float | None:
     if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", text, re.ASCII):
         return float(text)
     return None
+
+
+def is_torch(model: Path) -> bool:
+    """Whether the argument names a .pt2 archive or a factory of PyTorch modules."""
+    return is_archive(model) or (not model.exists() and _FACTORY.fullmatch(str(model)) is not None)
+
+
+def is_archive(model: Path) -> bool:
+    """Whether the argument names an archive of torch.export."""
+    return model.suffix == ".pt2"
 
 
 def destination(

@@ -12,19 +12,19 @@ _own: list[bool] = []
 
 
 def in_own_process() -> None:
-    """Nothing else lives in this process, and it ends with the command."""
+    """Nothing else lives in this process, and it ends with the command: no garbage is collected until `to_compute`."""
     _own.append(True)
+    gc.disable()
 
 
-def only_fold() -> None:
-    """No matrices will be multiplied and, in a process of its own, no cycles of objects be looked for."""
-    without_blas_threads()
+def to_compute() -> None:
+    """Models will be run and compared: what is no longer needed has to go."""
     if _own:
-        gc.disable()
+        gc.enable()
 
 
 def without_blas_threads() -> None:
-    """Import numpy without the threads that OpenBLAS starts with it."""
+    """Import numpy without the threads that OpenBLAS starts with it: a fold multiplies no matrices."""
     if "numpy" in sys.modules or _THREADS in os.environ:
         return
     os.environ[_THREADS] = "1"

@@ -187,10 +187,8 @@ class Gate:
         return console.finish("fold", self.word, sentence, self.code, self.document)
 
 
-def gate(model: Path, checking: Checking, most: float | None) -> Gate | None:
-    """The drift of the model before it is folded; None where no bound was given."""
-    if most is None:
-        return None
+def gate(model: Path, checking: Checking, most: float) -> Gate:
+    """The drift of the model before it is folded, and whether it is more than `most`."""
     if not checking.inputs:
         raise UsageError(NO_DATA)
     from ..stats import drift

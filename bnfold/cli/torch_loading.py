@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,22 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UnreadableModel, UnsupportedModel, UsageError
+from .options import is_archive
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from .settings import Checking
-
-_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-
-
-def is_torch(model: Path) -> bool:
-    """Whether the argument names a .pt2 archive or a factory of modules."""
-    return is_archive(model) or (not model.exists() and _FACTORY.fullmatch(str(model)) is not None)
-
-
-def is_archive(model: Path) -> bool:
-    return model.suffix == ".pt2"
 
 
 @dataclass(frozen=True)

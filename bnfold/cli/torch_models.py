@@ -15,10 +15,10 @@ from .. import files
 from ..errors import UsageError
 from ..report.text import explanation, fold_table
 from .documents import result_dict
-from .options import destination
+from .options import destination, is_archive
 from .output import Console, width
 from .settings import Checking, Selection, Writing
-from .torch_loading import Loaded, is_archive, load
+from .torch_loading import Loaded, load
 from .torch_stats import gate
 
 if TYPE_CHECKING:

@@ -1,8 +1,10 @@
-"""net.onnx and net.folded.onnx: which file is the fold of which, by their names."""
+"""net.onnx, net.folded.onnx and net.folded.onnx.bnfold: which file belongs to which, by their names."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+SIDECAR = ".bnfold"
 
 _FOLDED = ".folded.onnx"
 
@@ -18,3 +20,8 @@ def fold_beside(path: Path) -> Path | None:
     """net.folded.onnx, if `path` is net.onnx and that file is beside it."""
     folded = path.with_name(f"{path.stem}{_FOLDED}")
     return folded if path.suffix == ".onnx" and not path.name.endswith(_FOLDED) and folded.is_file() else None
+
+
+def sidecar_of(model: Path) -> Path:
+    """Where the sidecar of a folded model is."""
+    return model.with_name(model.name + SIDECAR)
