@@ -111,7 +111,7 @@ def fold(
     """Fold MODEL, check the result against it, and write it. This is what `bnfold MODEL` does."""
     if not (no_receipt or dry_run):
         hashing.begin(model)  # beside the imports
-    only_folds = no_check and not is_torch(model)
+    only_folds = no_check and max_drift is None and not is_torch(model)
     if only_folds:
         without_blas_threads()
     from .folding import run
