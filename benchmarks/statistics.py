@@ -207,9 +207,7 @@ def speed(echo: Callable[[str], None], runs: int, size: int) -> None:
 @click.option("--runs", default=9, show_default=True, help="Timed runs of each way.")
 @click.option("--size", default=32, show_default=True, help="Height and width of the images that are timed.")
 @click.option("--batch", type=int, multiple=True, help="Batch sizes to train with (default 64 and 2).")
-@click.option(
-    "--part", type=click.Choice(["chain", "digits", "enough", "formula", "speed"]), multiple=True, help="Only this."
-)
+@click.option("--part", type=click.Choice(PARTS), multiple=True, help="Only this.")
 def statistics_command(
     seeds: int, epochs: int, runs: int, size: int, batch: tuple[int, ...], part: tuple[str, ...]
 ) -> None:

@@ -111,7 +111,8 @@ def fold(
     """Fold MODEL, check the result against it, and write it. This is what `bnfold MODEL` does."""
     if not (no_receipt or dry_run):
         hashing.begin(model)  # beside the imports
-    only_folds = no_check and max_drift is None and not is_torch(model)
+    in_torch = is_torch(model)
+    only_folds = no_check and max_drift is None and not in_torch
     if only_folds:
         without_blas_threads()
     from .folding import run
@@ -132,7 +133,7 @@ def fold(
         keep_statistics,
     )
     with console.reporting():
-        if is_torch(model):
+        if in_torch:
             from .torch_models import run_torch
 
             return run_torch(model, weights, selection, checking, writing, console)
@@ -156,16 +157,16 @@ def fold(
 @shared.how_to_say
 def explain(model: Path, weights: Path | None, shapes: dict[str, tuple[int, ...]], **others: Any) -> int:
     """Say where each affine of MODEL goes, or why not. Writes nothing."""
-    only_folds = not is_torch(model)
-    if only_folds:
+    in_torch = is_torch(model)
+    if not in_torch:
         without_blas_threads()
     from .folding import run_explain
     from .settings import Checking, Selection
 
-    console = _console(others, only_folds=only_folds)
+    console = _console(others, only_folds=not in_torch)
     selection = chosen(Selection, others)
     with console.reporting():
-        if is_torch(model):
+        if in_torch:
             from .torch_models import explain_torch
 
             return explain_torch(model, weights, selection, Checking(False, None, (), shapes, 0, None), console)

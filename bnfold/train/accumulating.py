@@ -14,9 +14,9 @@ from typing import Any, TypeGuard
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from .batchnorm import Tracking
+from .state import BatchNorm
 
 __all__ = ["one_update"]
 

@@ -14,11 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as torch_functional
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from ..errors import UsageError
 from .functional import batch_norm_backward, batch_norm_transform
 from .moments import Moments, merged
+from .state import BatchNorm
 
 Statistics = Literal["ema", "cumulative", "population"]
 
@@ -221,7 +221,7 @@ class _Synchronized(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride] -- torch's takes any
         x, weight, mean, var = ctx.saved_tensors
 
         def total(sums: Tensor) -> Tensor:
@@ -263,8 +263,8 @@ def convert(
             made: Any = known.get(kind, kind)
             new = made(*arguments, device="meta", statistics=chosen)
         new.affine, new.track_running_stats = module.affine, module.track_running_stats
-        new._parameters.update(module._parameters)  # pyright: ignore[reportPrivateUsage]
-        new._buffers.update(module._buffers)  # pyright: ignore[reportPrivateUsage]
+        new._parameters.update(module._parameters)  # pyright: ignore[reportPrivateUsage] -- no public name
+        new._buffers.update(module._buffers)  # pyright: ignore[reportPrivateUsage] -- as above
         new.training = module.training
         result = new
     for name, child in module.named_children():
@@ -289,4 +289,4 @@ def _expect_several(n: int, x: Tensor) -> None:
 
 def _trace(*buffers: Tensor) -> tuple[Any, ...]:
     """What changes whenever somebody else replaces a buffer or writes to it; comparing it waits for no device."""
-    return tuple((id(buffer), buffer._version) for buffer in buffers)  # pyright: ignore[reportPrivateUsage]
+    return tuple((id(buffer), buffer._version) for buffer in buffers)  # pyright: ignore[reportPrivateUsage] -- as above

@@ -48,7 +48,7 @@ def choose(estimator: Estimator, held_out: Iterable[Any] | None, score: Score | 
         return Choice("pooled", "pooled, for an iterator can be read only once", {}, {})
     if held_out is not None and not again(held_out):
         raise UsageError("held_out is an iterator, which can be read once; every method has to be tried on it.")
-    usable = not estimator._unusable()  # pyright: ignore[reportPrivateUsage]
+    usable = not estimator._unusable()  # pyright: ignore[reportPrivateUsage] -- a method's, for this alone
     found: dict[str, Tensor] = {}
     judge = _Judge(estimator, held_out, score or default_score)
     # A rank whose estimate fails says so at the gather of its pass; one whose scores fail, at the only gather below.

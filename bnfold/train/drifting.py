@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from .. import pooling
 from .functional import inverse_std
 from .ledger import Shards
 from .moments import Moments
+from .state import BatchNorm
 
 
 def gain(layer: BatchNorm) -> Tensor:

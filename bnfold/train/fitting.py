@@ -19,11 +19,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from ..errors import UsageError
 from . import checkpointing, ranks
 from .refresh import refresh as refreshed
+from .state import BatchNorm
 from .stepping import AMP, Epoch, Loop, Loss, TrainingFailed
 
 __all__ = ["Epoch", "Fitted", "Refresh", "TrainingFailed", "fit"]

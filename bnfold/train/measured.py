@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from ..errors import BnfoldError, UnsupportedModel, UsageError
 from ..pytorch.tensors import TYPES
@@ -32,7 +31,7 @@ from .methods import Estimator, statistics
 from .passes import Poison
 from .refresh import refresh
 from .sampling import Samples
-from .state import Buffers, NotFitting, RandomState, batch_norms, evaluating, write
+from .state import BatchNorm, Buffers, NotFitting, RandomState, batch_norms, evaluating, write
 
 __all__ = ["Found", "measure", "renew"]
 

@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from ..errors import BnfoldError, UsageError
 from .drifting import output_error, rms, stored
@@ -25,7 +24,7 @@ from .gather import Ranks
 from .ledger import SHARDS, Ledger, Shards
 from .moments import Moments
 from .passes import Mask, Pass, Poison, run
-from .state import Buffers, NotFitting, RandomState, write
+from .state import BatchNorm, Buffers, NotFitting, RandomState, write
 
 Method = Literal["sequential", "concurrent", "pooled", "algorithm2"]
 METHODS: tuple[Method, ...] = ("sequential", "concurrent", "pooled", "algorithm2")

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from ..errors import UsageError
 from .drifting import expected_error
 from .feeding import Forward, batches
 from .ledger import Ledger
 from .moments import Moments
+from .state import BatchNorm
 
 Mask = Callable[[Any], Tensor | Mapping[str, Tensor] | None]
 
@@ -90,7 +90,7 @@ class Watch:
 
 def _normalize_by(layer: BatchNorm, moments: Moments) -> None:
     """Lend `layer` these statistics for one call in evaluation mode; `_put_back` takes them away."""
-    buffers: Any = layer._buffers  # pyright: ignore[reportPrivateUsage]
+    buffers: Any = layer._buffers  # pyright: ignore[reportPrivateUsage] -- no public name
     layer.__dict__["_bnfold_lent"] = (buffers["running_mean"], buffers["running_var"])
     buffers["running_mean"] = moments.mean.to(buffers["running_mean"].dtype)
     buffers["running_var"] = moments.var.to(buffers["running_var"].dtype)
@@ -98,7 +98,7 @@ def _normalize_by(layer: BatchNorm, moments: Moments) -> None:
 
 def _put_back(layer: nn.Module, *_: object) -> None:
     if (lent := layer.__dict__.pop("_bnfold_lent", None)) is not None:
-        buffers: Any = layer._buffers  # pyright: ignore[reportPrivateUsage]
+        buffers: Any = layer._buffers  # pyright: ignore[reportPrivateUsage] -- no public name
         buffers["running_mean"], buffers["running_var"] = lent
 
 

@@ -16,10 +16,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from ..errors import UnsupportedModel
 from ..pytorch.aten import arguments, name_of
+from .state import BatchNorm
 
 __all__ = ["Layered", "layered"]
 

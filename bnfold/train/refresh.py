@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from ..errors import UsageError
 from .choosing import Choice, Score, choose
@@ -26,7 +25,7 @@ from .gather import Ranks
 from .ledger import Ledger
 from .methods import METHODS, Estimate, Estimator, Method, statistics
 from .passes import Mask, Poison
-from .state import Buffers, RandomState, batch_norms, evaluating, unwrapped, write
+from .state import BatchNorm, Buffers, RandomState, batch_norms, evaluating, unwrapped, write
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,7 @@ def refresh(
     report = _report(estimate, layers, before, alone)
     report.method, report.choice = chosen, choice
     report.why = choice.why if choice else None
-    report._undo = (saved, layers)  # pyright: ignore[reportPrivateUsage]
+    report._undo = (saved, layers)  # pyright: ignore[reportPrivateUsage] -- for `undo`, set last
     return report
 
 
@@ -197,7 +196,7 @@ def apply(ledger: Ledger, model: nn.Module, *, method: Literal["pooled", "algori
         saved.restore()
         raise
     report = _report(Estimate(method, ledger, list(ledger), [], 1), layers, before, alone)
-    report._undo = (saved, layers)  # pyright: ignore[reportPrivateUsage]
+    report._undo = (saved, layers)  # pyright: ignore[reportPrivateUsage] -- for `undo`, set last
     return report
 
 

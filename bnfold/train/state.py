@@ -17,10 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # pyright: ignore[reportPrivateUsage]
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage] -- see below
 from torch.nn.parameter import is_lazy
 
 from ..errors import UsageError
+
+BatchNorm = _BatchNorm  # what torch's layers have in common; it has no public name, so the others take it from here
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -82,7 +84,7 @@ class Buffers:
         """Every buffer of every module."""
         kept: list[tuple[nn.Module, str, Tensor | None, Tensor | None]] = []
         for module in model.modules():
-            for name, buffer in module._buffers.items():  # pyright: ignore[reportPrivateUsage]
+            for name, buffer in module._buffers.items():  # pyright: ignore[reportPrivateUsage] -- no public name
                 copy = None if buffer is None or is_lazy(buffer) else buffer.detach().clone()
                 kept.append((module, name, buffer, copy))
         return Buffers(kept)
@@ -96,7 +98,7 @@ class Buffers:
             for module, name, buffer, copy in self.kept:
                 if chosen is not None and (id(module) in chosen or id(buffer) in theirs) == all_but:
                     continue  # a buffer that another module holds too is the layer's
-                module._buffers[name] = buffer  # pyright: ignore[reportPrivateUsage]
+                module._buffers[name] = buffer  # pyright: ignore[reportPrivateUsage] -- no public name
                 if buffer is not None and copy is not None and not same(buffer, copy):
                     buffer.copy_(copy)
 
