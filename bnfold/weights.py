@@ -133,8 +133,12 @@ class Tensor:
             yield 0, lambda _: rounded(self.exact(), self.data_type).tobytes()
             return
         width = self.nbytes // self.shape[0]
+        edits: list[tuple[np.ufunc, Array]] = []
+        for step in self.steps:
+            edits += [] if step.is_pure_shift else [(np.multiply, step.scale)]
+            edits += [] if step.is_pure_scale else [(np.add, step.shift)]
         for start, stop, stored in self._blocks():
-            yield start * width, partial(self._rows, start, stop, stored)
+            yield start * width, partial(self._rows, [(op, _cut(c, start, stop)) for op, c in edits], stored)
 
     def _in_rows(self) -> bool:
         """Whether a row of the result needs only that row of the original."""
@@ -142,18 +146,23 @@ class Tensor:
             return False
         return all(c.ndim in (0, len(self.shape)) for step in self.steps for c in (step.scale, step.shift))
 
-    def _rows(self, start: int, stop: int, stored: Callable[[Sources], NDArray[Any]], files: Sources) -> memoryview:
+    def _rows(
+        self, edits: Sequence[tuple[np.ufunc, Array]], stored: Callable[[Sources], NDArray[Any]], files: Sources
+    ) -> memoryview:
         block = stored(files)
-        value = _room.doubles(block.size).reshape(block.shape)
-        np.copyto(value, block)
+        # What was read from a file stands in a room of ours, where the result can take its place: nobody needs it.
+        over = block.flags.writeable and self.is_float and block.dtype == DTYPES.get(self.data_type)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            for step in self.steps:
-                if not step.is_pure_shift:
-                    np.multiply(value, _cut(step.scale, start, stop), out=value)
-                if not step.is_pure_scale:
-                    np.add(value, _cut(step.shift, start, stop), out=value)
-            if block.flags.writeable and self.is_float and block.dtype == DTYPES.get(self.data_type):
-                np.copyto(block, value, casting="same_kind")  # in the room where the original was: nobody needs it
+            if over and len(edits) == 1:
+                op, coefficients = edits[0]
+                op(block, coefficients, out=block, dtype=np.float64, casting="same_kind")
+                return block.reshape(-1).view(np.uint8).data
+            value = _room.doubles(block.size).reshape(block.shape)
+            np.copyto(value, block)
+            for op, coefficients in edits:
+                op(value, coefficients, out=value)
+            if over:
+                np.copyto(block, value, casting="same_kind")
             else:
                 block = rounded(value, self.data_type)
         return block.reshape(-1).view(np.uint8).data
@@ -293,14 +302,14 @@ class _Room(threading.local):
         if count > len(self._bytes):
             if count > _KEPT:
                 return memoryview(bytearray(count))
-            self._bytes = bytearray(count)
+            self._bytes = bytearray(max(count, _BLOCK))
         return memoryview(self._bytes)[:count]
 
     def doubles(self, count: int) -> Array:
         if count > self._doubles.size:
             if count > _KEPT:
                 return np.empty(count)
-            self._doubles = np.empty(count)
+            self._doubles = np.empty(max(count, _BLOCK // 4))  # a block of float32
         return self._doubles[:count]
 
 

@@ -7,6 +7,7 @@ import os
 import random
 from pathlib import Path
 
+import google.protobuf.text_format
 import numpy as np
 import onnx
 import pytest
@@ -236,6 +237,19 @@ def test_a_model_that_uses_the_mark_itself_is_refused(tmp_path: Path):
     (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(MalformedModel, match="reserved"):
         files.load(tmp_path / "net.onnx")
+
+
+def test_nor_may_a_text_or_a_proto_use_it(tmp_path: Path):
+    model = conv()
+    weights = model.graph.initializer[0]
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value="net.textproto")
+    weights.external_data.add(key=wire.MARK, value="1:2:3")
+    text = google.protobuf.text_format.MessageToString(model)
+    (tmp_path / "net.textproto").write_text(text.replace(wire.MARK, "\\x62" + wire.MARK[1:]))
+    for source in (model, tmp_path / "net.textproto"):
+        with pytest.raises(MalformedModel, match="reserved"):
+            files.load(source)
 
 
 # --- the file and time

@@ -104,22 +104,17 @@ def extent(proto: onnx.TensorProto, directory: Path | None) -> Extent:
     entries = {entry.key: entry.value for entry in proto.external_data}
     same = entries.get(MARK, "")
     place = entries.get("location", "")
-    path = directory / place if same and not {"/", "\\"} & set(place) else _inside(proto.name, place, directory)
-    try:
-        info = path.stat()
-    except OSError as error:
-        raise MalformedModel(
-            f"Tensor '{proto.name}' lies in {path}, which cannot be read: {error.strerror}. "
-            "External data must stand beside the model; copy it there."
-        ) from error
-    if not stat.S_ISREG(info.st_mode):
-        raise MalformedModel(f"Tensor '{proto.name}' lies in {path}, which is not a regular file.")
+    if same:  # in the model file itself, as it was when it was scanned; `Extent.open` sees whether it still is
+        path, size = directory / place, int(same.rpartition(":")[2])
+    else:
+        path = _inside(proto.name, place, directory)
+        size = _size(proto.name, path)
     offset = _count(proto.name, "offset", entries.get("offset", "0"))
     expected = payload(proto)
-    length = _count(proto.name, "length", entries["length"]) if "length" in entries else info.st_size - offset
-    if offset + max(length, 0) > info.st_size or length < 0:
+    length = _count(proto.name, "length", entries["length"]) if "length" in entries else size - offset
+    if offset + max(length, 0) > size or length < 0:
         raise MalformedModel(
-            f"Tensor '{proto.name}' ends at byte {offset + expected} of {path}, which has only {info.st_size}: "
+            f"Tensor '{proto.name}' ends at byte {offset + expected} of {path}, which has only {size}: "
             "the data file is cut short or belongs to another model."
         )
     if length != expected:
@@ -127,6 +122,19 @@ def extent(proto: onnx.TensorProto, directory: Path | None) -> Extent:
             f"Tensor '{proto.name}' of shape {list(proto.dims)} needs {expected} bytes, but {path} gives it {length}."
         )
     return Extent(path, offset, length, same)
+
+
+def _size(name: str, path: Path) -> int:
+    try:
+        info = path.stat()
+    except OSError as error:
+        raise MalformedModel(
+            f"Tensor '{name}' lies in {path}, which cannot be read: {error.strerror}. "
+            "External data must stand beside the model; copy it there."
+        ) from error
+    if not stat.S_ISREG(info.st_mode):
+        raise MalformedModel(f"Tensor '{name}' lies in {path}, which is not a regular file.")
+    return info.st_size
 
 
 def read_external(proto: onnx.TensorProto, directory: Path | None, start: int = 0, length: int | None = None) -> bytes:

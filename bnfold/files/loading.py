@@ -18,7 +18,7 @@ from ..hashing import digest
 from .external import extent, is_external, tensors
 from .formats import BINARY, JSON, foreign, format_of, missing_bytes
 from .structure import validate
-from .wire import MARK, skeleton
+from .wire import MARK, is_marked, skeleton
 
 LIMIT = 2**31 - 1  # a protobuf message cannot be longer, in bytes
 SCANNED = 1 << 24  # bytes; a shorter file is read at once, which is faster than looking for its tensors
@@ -94,8 +94,10 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto) -> ModelFile:
             _parse(path, data), path, path.parent, size, external=format_of(path) != BINARY or b"location" in data
         )
     if not loaded.model.HasField("graph"):
-        name = "The model" if loaded.path is None else str(loaded.path)
+        name = loaded.path or "The model"
         raise UnreadableModel(f"{name} holds no ONNX graph: it is not an ONNX model, or an empty one.")
+    if (loaded.path is None or format_of(loaded.path) != BINARY) and any(map(is_marked, tensors(loaded.model))):
+        raise _reserved(loaded.path)
     try:
         if validate(loaded.model, loaded.directory):
             loaded.notes = ("The nodes were not in topological order, which ONNX demands; they were sorted.",)
@@ -104,6 +106,10 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto) -> ModelFile:
             raise type(error)(f"{loaded.path}: {error}") from error
         raise
     return loaded
+
+
+def _reserved(path: Path | None) -> MalformedModel:
+    return MalformedModel(f"{path or 'The model'} holds the text '{MARK}', which is reserved.")
 
 
 def _read(path: Path) -> tuple[bytes, int]:
@@ -133,7 +139,7 @@ def _read(path: Path) -> tuple[bytes, int]:
                     f"{path} is larger than 2 GiB, which protobuf cannot hold; store the weights as external data."
                 )
             if binary and info.st_size < SCANNED and MARK.encode() in data:
-                raise MalformedModel(f"{path} holds the text '{MARK}', which is reserved.")
+                raise _reserved(path)
             return data, info.st_size
     except FileNotFoundError:
         raise UnreadableModel(f"{path} does not exist.") from None

@@ -10,6 +10,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +19,8 @@ from .external import Extent, Sources, blocks
 from .wire import pread
 
 _BLOCK = 1 << 20  # bytes that are copied at once where the kernel does not do it
-_THREADED = 1 << 22  # bytes; less than that is computed before a second thread has started
+_COPY = 1 << 22  # bytes that one job copies
+_THREADED = 1 << 22  # bytes; a smaller file is done before a second thread has started
 _COPIED = "copy_file_range", "sendfile"  # ways of the kernel, the best first
 
 
@@ -35,6 +37,7 @@ class Computed(Protocol):
 
 
 Content = bytes | Extent | Computed
+_Job = Callable[[Sources], None]
 
 
 def length_of(content: Content) -> int:
@@ -63,16 +66,17 @@ def pour(path: Path, parts: Sequence[tuple[int, Content]], size: int) -> None:
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0), 0o666)
     try:
         os.ftruncate(descriptor, size)
-        to_compute: list[tuple[int, Computed]] = []
-        with Sources() as sources:
-            for offset, content in _joined(parts):
-                if isinstance(content, bytes):
-                    _put(descriptor, content, offset)
-                elif isinstance(content, Extent):
-                    _copy(sources.open(content), content, descriptor, offset)
-                else:
-                    to_compute.append((offset, content))
-            _compute(descriptor, to_compute, sources)
+        target = _Target(descriptor)
+        # All jobs beforehand: what a thread does in Python between two blocks, the other threads wait for.
+        jobs: list[_Job] = []
+        for offset, content in _joined(parts):
+            if isinstance(content, bytes):
+                target.put(content, offset)
+            elif isinstance(content, Extent):
+                jobs += _copies(target, content, offset)
+            else:
+                jobs += (partial(_make, target, offset + at, make) for at, make in content.pieces())
+        _do(jobs, _threads(size))
     finally:
         os.close(descriptor)
 
@@ -110,71 +114,93 @@ def _joined(parts: Sequence[tuple[int, Content]]) -> Iterator[tuple[int, Content
         yield start, b"".join(pieces)
 
 
-def _compute(descriptor: int, tensors: Sequence[tuple[int, Computed]], sources: Sources) -> None:
-    lock = None if hasattr(os, "pwrite") else threading.Lock()
-    jobs = ((offset + at, make) for offset, tensor in tensors for at, make in tensor.pieces())
+def _copies(target: _Target, extent: Extent, offset: int) -> Iterator[_Job]:
+    for start in range(0, extent.length, _COPY):
+        part = Extent(extent.path, extent.offset + start, min(_COPY, extent.length - start), extent.stamp)
+        yield partial(target.copy, part, offset + start)
+
+
+def _make(target: _Target, offset: int, make: Callable[[Sources], bytes | memoryview], sources: Sources) -> None:
+    target.put(make(sources), offset)
+
+
+def _threads(size: int) -> int:
+    positioned = hasattr(os, "pread") and hasattr(os, "pwrite")  # else the threads would move each other's position
+    return min(os.cpu_count() or 1, 8) if positioned and size >= _THREADED else 1
+
+
+def _do(jobs: list[_Job], count: int) -> None:
+    """Do all of them, the first first, in `count` threads, of which this is one."""
+    jobs.reverse()
+    failed: list[BaseException] = []
 
     def work() -> None:
-        while True:
-            with taking:
-                job = next(jobs, None)
-            if job is None or failed:
+        while not failed:
+            try:
+                job = jobs.pop()
+            except IndexError:  # there is none left
                 return
             try:
-                _put(descriptor, job[1](sources), job[0], lock)
+                job(sources)
             except BaseException as error:  # it is raised again below, in the thread that waits
                 failed.append(error)
-                return
 
-    taking, failed = threading.Lock(), list[BaseException]()
-    count = min(os.cpu_count() or 1, 8) if sum(tensor.nbytes for _, tensor in tensors) >= _THREADED else 1
-    if count == 1:
-        work()
-    else:
-        threads = [threading.Thread(target=work) for _ in range(count)]
-        for thread in threads:
+    with Sources() as sources:
+        others = [threading.Thread(target=work) for _ in range(min(count, len(jobs)) - 1)]
+        for thread in others:
             thread.start()
-        for thread in threads:
-            thread.join()
+        try:
+            work()
+        finally:
+            for thread in others:
+                thread.join()
     if failed:
         raise failed[0]
 
 
-def _put(descriptor: int, data: bytes | memoryview, offset: int, lock: threading.Lock | None = None) -> None:
-    view = memoryview(data)
-    if hasattr(os, "pwrite"):
-        while view:
-            done = os.pwrite(descriptor, view, offset)
-            view, offset = view[done:], offset + done
-        return
-    with lock or threading.Lock():
-        os.lseek(descriptor, offset, os.SEEK_SET)
-        while view:
-            view = view[os.write(descriptor, view) :]
+class _Target:
+    """The file that is made, written at any place by any thread."""
 
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._moving = threading.Lock()  # the position that the file has for calls that take none
 
-def _copy(source: int, extent: Extent, target: int, offset: int) -> None:
-    left, at = extent.length, extent.offset
-    for way in _COPIED:
-        if not hasattr(os, way):
-            continue
-        try:
-            while left:
-                if way == "copy_file_range":
-                    done = os.copy_file_range(source, target, min(left, 1 << 30), at, offset)
-                else:
-                    os.lseek(target, offset, os.SEEK_SET)
-                    done = os.sendfile(target, source, at, min(left, 1 << 30))
-                if not done:
-                    break
-                left, at, offset = left - done, at + done, offset + done
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG):
-                raise
-            continue  # another file system, or a kernel that does not know how: the next way
-    while left:
-        block = pread(source, min(_BLOCK, left), at)
-        if not block:
-            raise MalformedModel(f"{extent.path} was cut short while it was read.")
-        _put(target, block, offset)
-        left, at, offset = left - len(block), at + len(block), offset + len(block)
+    def put(self, data: bytes | memoryview, offset: int) -> None:
+        view = memoryview(data)
+        if hasattr(os, "pwrite"):
+            while view:
+                done = os.pwrite(self._descriptor, view, offset)
+                view, offset = view[done:], offset + done
+            return
+        with self._moving:
+            os.lseek(self._descriptor, offset, os.SEEK_SET)
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+
+    def copy(self, extent: Extent, offset: int, sources: Sources) -> None:
+        source, target = sources.open(extent), self._descriptor
+        left, at = extent.length, extent.offset
+        for way in _COPIED:
+            if not hasattr(os, way):
+                continue
+            try:
+                while left:
+                    if way == "copy_file_range":
+                        done = os.copy_file_range(source, target, left, at, offset)
+                    else:
+                        with self._moving:
+                            os.lseek(target, offset, os.SEEK_SET)
+                            done = os.sendfile(target, source, at, left)
+                    if not done:
+                        break
+                    left, at, offset = left - done, at + done, offset + done
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG):
+                    raise
+                continue  # another file system, or a kernel that does not know how: the next way
+        while left:
+            block = pread(source, min(_BLOCK, left), at)
+            if not block:
+                raise MalformedModel(f"{extent.path} was cut short while it was read.")
+            self.put(block, offset)
+            left, at, offset = left - len(block), at + len(block), offset + len(block)

@@ -14,6 +14,7 @@ import onnx.defs
 
 from ..errors import MalformedModel, UnsupportedModel
 from .external import Extent, extent, payload
+from .operators import OPSET, Signature, signature
 
 _TYPES = onnx.AttributeProto
 _AS_GOOD = {(_TYPES.FLOAT, _TYPES.INT), (_TYPES.FLOATS, _TYPES.INTS)}  # (the operator's own type, what it may get)
@@ -190,13 +191,11 @@ class _Check:
             raise MalformedModel(
                 f"{_label(node)} belongs to the domain '{domain or 'ai.onnx'}', for which the model imports no opset."
             )
-        try:
-            schema = onnx.defs.get_schema(node.op_type, version, domain)
-        except onnx.defs.SchemaError:
+        known = signature(node.op_type, version) if not domain and version <= OPSET else _asked(node, version, domain)
+        if known is None:
             return None
-        attributes = cast("Mapping[str, Any]", schema.attributes)
-        self._types[node.domain, node.op_type] = {name: a.type.value for name, a in attributes.items()}
-        return schema.min_input, schema.max_input, schema.min_output, schema.max_output
+        self._types[node.domain, node.op_type] = known.attributes
+        return known[:4]
 
     def _tensor(self, proto: onnx.TensorProto) -> None:
         if proto.data_location == onnx.TensorProto.EXTERNAL:
@@ -217,6 +216,16 @@ class _Check:
                 f"Tensor '{proto.name}' of shape {list(proto.dims)} needs {needed} bytes and holds fewer: "
                 "the model is damaged."
             )
+
+
+def _asked(node: onnx.NodeProto, version: int, domain: str) -> Signature | None:
+    try:
+        schema = onnx.defs.get_schema(node.op_type, version, domain)
+    except onnx.defs.SchemaError:
+        return None
+    attributes = cast("Mapping[str, Any]", schema.attributes)
+    types = {name: each.type.value for name, each in attributes.items()}
+    return Signature(schema.min_input, schema.max_input, schema.min_output, schema.max_output, types)
 
 
 def _define(name: str, known: set[str], where: str) -> None:
