@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import TypeAlias
 
-from .gauge import Dim, Shape
+Dim: TypeAlias = int | str
+Shape: TypeAlias = tuple[Dim, ...]
 
 
 def broadcast(shapes: Sequence[Shape | None], name: str) -> Shape | None:

@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from .affine import Affine, Array
 from .graph import Graph, Node
-from .laws import LAWS
-from .overlay import Plan
+from .plan import Plan
 from .sources import EPSILON
 from .weights import Tensor, zeros
 
 _FLOAT = onnx.TensorProto.FLOAT
 _HALF_OF_LARGEST = float(np.finfo(np.float32).max) / 2
 _SMALL = 1 << 12  # elements of a weight up to which many are computed together
+CONV = frozenset(("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"))  # as its law has them
 _LEFT_BY_TRAINING = frozenset(("momentum", "epsilon"))
 
 
@@ -98,7 +98,7 @@ def _candidate(graph: Graph, node: Node) -> _Found | None:
             epsilon = a.f
         elif a.name not in _LEFT_BY_TRAINING and (a.name != "training_mode" or a.i):
             return None
-    if not LAWS["", "Conv"].attributes.issuperset(conv.attribute_names):
+    if not CONV.issuperset(conv.attribute_names):
         return None
     tensors: list[Tensor] = []
     for name in (*conv.inputs[1:3], *node.inputs[1:]):

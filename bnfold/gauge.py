@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias, TypeVar
 
 from .affine import Affine, Array
+from .dims import Dim, Shape
 from .reasons import Reason, Refusal, most_telling
 
 __all__ = [
@@ -98,8 +99,6 @@ class Vanish:
 
 Action: TypeAlias = Need | Carry | SetAttribute | AddAfter | Become | Vanish
 Answer: TypeAlias = Refusal | Sequence[tuple[Action, ...] | Refusal]
-Dim: TypeAlias = int | str
-Shape: TypeAlias = tuple[Dim, ...]
 _T = TypeVar("_T")
 
 

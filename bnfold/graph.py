@@ -15,8 +15,9 @@ import onnx
 
 from . import constants
 from .bodies import bodies_of
+from .dims import Shape
 from .dtypes import FLOATS
-from .gauge import Reason, Refusal, Shape
+from .reasons import Reason, Refusal
 from .shapes import Shapes
 from .weights import Tensor, tensor
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
+from typing import TYPE_CHECKING
 
 import onnx
 
@@ -18,12 +19,13 @@ from . import rewrite, sources
 from .direct import Pair, holds, pairs
 from .errors import UsageError
 from .graph import Graph, Node
-from .laws import LAWS
-from .overlay import Plan
+from .plan import Plan
 from .reasons import Reason, Refusal, most_telling
 from .report import Alternative, Folded, Kept, Target
 from .result import Record
-from .search import Search
+
+if TYPE_CHECKING:
+    from .search import Search
 
 _UNASKED = "it folds only where the check finds the same integers, and none was asked for."
 _ROUNDING = frozenset(("Floor", "Ceil", "Round", "QuantizeLinear", "DynamicQuantizeLinear"))
@@ -283,6 +285,9 @@ class Folder:
 
     def _ways(self, graph: Graph, source: sources.Source) -> Iterator[tuple[Search, Callable[[], Plan | None]]]:
         """The whole map upward and downward; then its scale and shift apart, of which one that works is enough."""
+        from .laws import LAWS  # here: a model whose sources all take the shortcut needs neither
+        from .search import Search
+
         node, slot, a = source.node, source.slot, source.affine
 
         def search(inserts: int) -> Search:

@@ -1,4 +1,4 @@
-"""What a search works on: the plan so far over an untouched graph, an op as it looks with it, the finished plan."""
+"""What a search works on: the plan so far over an untouched graph, and an op as it looks with it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from .affine import Affine, Array
-from .gauge import Become, Shape
+from .dims import Shape
 from .weights import Tensor
 
 if TYPE_CHECKING:
+    from .gauge import Become
     from .graph import Graph, Node
 
 _T = TypeVar("_T")
@@ -44,27 +45,6 @@ class Overlay:
             dict(self.through), set(self.directions), list(self.ups),
             {n: (dict(s), p) for n, (s, p) in self.downs.items()}, list(self.siblings),
         )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A fold that works: edits of constant operands by edge, and what happens to nodes. Applied by rewrite.py."""
-
-    upward: bool  # the source's input is stored as its output was; else the other way round
-    direction: str
-    edits: dict[tuple[Node, int], Tensor]
-    attributes: dict[Node, dict[str, float | int]]
-    vanished: dict[Node, int]
-    added: dict[Node, Array]
-    became: dict[Node, Become]
-    through: tuple[Node, ...]
-    into: tuple[Node, ...]
-    left: Array | None = None  # the shift that stays behind as an Add in the source's place
-
-    @property
-    def nodes_saved(self) -> int:
-        """The source itself, and the ops that vanish, less the ones that come in."""
-        return 1 + len(self.vanished) - len(self.added) - (self.left is not None)
 
 
 class OverlaidOp:

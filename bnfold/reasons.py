@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class Reason(StrEnum):
@@ -68,8 +68,7 @@ _TELLING = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(NamedTuple):
     """A "no": the reason, where (a node or a value), a sentence, and the refusals of every alternative behind it.
 
     part: only the scale or only the shift was asked.

@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import onnx
 
@@ -27,8 +26,7 @@ PREFIX = "bnfold."
 NOT_CHECKED = "NOT CHECKED"
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(NamedTuple):
     """What a model says of its own making.
 
     intact: the rest of the file is, byte for byte, what was checked; None where nothing was, and `sha256` is empty.

@@ -17,7 +17,7 @@ from .dtypes import rounded
 from .files import ModelFile, copy, materialized, save
 from .files.pouring import Computed
 from .graph import Graph, Node
-from .overlay import Plan
+from .plan import Plan
 from .report import FoldReport
 from .weights import Tensor, Watched
 

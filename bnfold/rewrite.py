@@ -6,19 +6,17 @@ A constant that every reader wants edited alike keeps its name; else each distin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 
 from .graph import Graph, Node, free_names
-from .overlay import Plan
+from .plan import Plan
 from .weights import Tensor, tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """One tensor to write, and the edges that will read it. `name`: the constant it replaces, None: a new operand."""
 
     name: str | None

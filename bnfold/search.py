@@ -6,7 +6,7 @@ Laws answer demands with alternatives (gauge.py); the overlay remembers what a p
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .affine import Affine, Array
@@ -23,7 +23,8 @@ from .gauge import (
     SetAttribute,
     Vanish,
 )  # fmt: skip
-from .overlay import OverlaidOp, Overlay, Plan, Route
+from .overlay import OverlaidOp, Overlay, Route
+from .plan import Plan
 from .weights import Tensor, zeros
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Search:
         """The scale goes down; the shift `left` stays as an Add in the source's place."""
         self.in_parts = True
         plan = self.down(node, 0, lower)
-        return None if plan is None else replace(plan, left=left)
+        return None if plan is None else plan._replace(left=left)
 
     def _run(self, overlay: Overlay, refused: Refusal | None, direction: str) -> Plan | None:
         if refused is not None:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from .dims import broadcast, concat, matmul, merged, product, resolve
-from .gauge import Dim, Shape
+from .dims import Dim, Shape, broadcast, concat, matmul, merged, product, resolve
 
 if TYPE_CHECKING:
     from .graph import Graph, Node

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .affine import Affine, Array, affine, channel
 from .errors import MalformedModel
-from .gauge import Reason, Refusal
+from .reasons import Reason, Refusal
 
 if TYPE_CHECKING:
     from .graph import Graph, Node

@@ -37,7 +37,7 @@ def _entry(schemas: list[onnx.defs.OpSchema]) -> str:
 def main() -> None:
     path = Path(operators.__file__)
     lines = [f"    {name!r}: {entry!r},".replace("'", '"') for name, entry in entries().items()]
-    table = "_TABLE = {\n    # fmt: off\n" + "\n".join(lines) + "\n    # fmt: on\n}\n"
+    table = "_TABLE = {\n" + "\n".join(lines) + "\n}\n"
     text = re.sub(r"_TABLE = \{\n.*?\n\}\n", lambda _: table, path.read_text(), flags=re.DOTALL)
     text = re.sub(r"^OPSET = \d+", f"OPSET = {onnx.defs.onnx_opset_version()}", text, flags=re.MULTILINE)
     path.write_text(text)

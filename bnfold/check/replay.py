@@ -18,7 +18,7 @@ from ..files import ModelFile
 from ..graph import Graph, Node
 from ..laws import LAWS
 from ..loop import Folder
-from ..overlay import Plan
+from ..plan import Plan
 from ..result import Record
 from ..search import Search
 from ..weights import Tensor, tensor

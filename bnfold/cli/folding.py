@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,7 +120,7 @@ def _rescued(
     from ..rescue import noted, rescue
 
     def fold(left_out: Sequence[str]) -> FoldResult:
-        return _fold(model, replace(selection, skip=(*selection.skip, *left_out)), leave)
+        return _fold(model, selection._replace(skip=(*selection.skip, *left_out)), leave)
 
     def judge(made: FoldResult) -> CheckResult:
         return made.check(**arguments)

@@ -6,9 +6,8 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
@@ -26,21 +25,19 @@ _T = TypeVar("_T")
 
 
 def chosen(settings: type[_T], given: Mapping[str, Any], **more: Any) -> _T:
-    """The dataclass `settings` out of the options of a command that bear the names of its fields."""
-    names = {each.name for each in fields(settings)}  # pyright: ignore[reportArgumentType] -- any dataclass
-    return settings(**{name: value for name, value in given.items() if name in names}, **more)
+    """The NamedTuple `settings` out of the options of a command that bear the names of its fields."""
+    return settings(**{name: given[name] for name in settings.__annotations__ if name in given}, **more)
 
 
-@dataclass(frozen=True, slots=True)
-class Growth:
+class Growth(NamedTuple):
     """A bound on added bytes: an absolute number, or a share of the model's size."""
 
     share: Fraction | None
-    count: int = 0
+    fixed: int = 0
 
     def of(self, size: int) -> int:
         """The bound in bytes for a model of `size` bytes."""
-        return self.count if self.share is None else int(self.share * size)
+        return self.fixed if self.share is None else int(self.share * size)
 
 
 def form_of(arguments: Sequence[str]) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 
@@ -13,8 +13,7 @@ from ..errors import UnwritableOutput, UsageError
 from ..report.forms import FORMS
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(NamedTuple):
     """One more file: `form` is one of FORMS."""
 
     form: str

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import UsageError
 from .options import Growth
@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from ..check.verdict import CheckResult
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
+class Selection(NamedTuple):
     """What may be folded."""
 
     skip: tuple[str, ...]
@@ -29,8 +28,8 @@ class Selection:
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe values; `of` is the way back."""
         growth = self.max_growth
-        written = None if growth is None else [None if growth.share is None else str(growth.share), growth.count]
-        plain = {each.name: getattr(self, each.name) for each in fields(self)}
+        written = None if growth is None else [None if growth.share is None else str(growth.share), growth.fixed]
+        plain = self._asdict()
         return {**plain, "skip": list(self.skip), "only": list(self.only), "max_growth": written}
 
     @classmethod
@@ -49,8 +48,7 @@ class Selection:
         return cls(skip, only, max_growth=growth, **flags)
 
 
-@dataclass(frozen=True, slots=True)
-class Checking:
+class Checking(NamedTuple):
     """Whether and how the result is compared with the original."""
 
     wanted: bool
@@ -60,7 +58,7 @@ class Checking:
     seed: int
     samples: int | None
     certificate_only: bool = False
-    ranges: dict[str, tuple[float, float]] = field(default_factory=dict[str, "tuple[float, float]"])
+    ranges: Mapping[str, tuple[float, float]] = MappingProxyType({})
     calibrated: bool = False
     timeout: float | None = None
     providers: tuple[str, ...] = ()
@@ -69,13 +67,12 @@ class Checking:
 
     def arguments(self) -> dict[str, Any]:
         """As keyword arguments of `check`."""
-        given = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "wanted"}
+        given = {name: value for name, value in self._asdict().items() if name != "wanted"}
         empty = {name for name, value in given.items() if value in ((), {}) and name != "custom_ops"}
         return {name: None if name in empty else value for name, value in given.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class Writing:
+class Writing(NamedTuple):
     """Where the result goes, and what may be written although it did not pass."""
 
     out: Path | None

@@ -7,7 +7,6 @@ Both are folded as exported programs; what is written is a .pt2 archive or, by t
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +43,7 @@ def run_torch(
     if drift is not None:
         if drift.code:
             return drift.refused(console)
-        checking = replace(checking, inputs=())  # its rows are the data's, not those that the program was made for
+        checking = checking._replace(inputs=())  # its rows are the data's, not those that the program was made for
     loaded, result = _folded(model, weights, selection, checking)
     check = None
     if checking.wanted:
@@ -113,10 +112,10 @@ def _folded(model: Path, weights: Path | None, selection: Selection, checking: C
 
 
 def _only_what_applies(selection: Selection, checking: Checking, writing: Writing | None) -> None:
-    given = [f.name for f in fields(Selection) if f.name not in ("skip", "only") and getattr(selection, f.name)]
+    given = [name for name, value in selection._asdict().items() if name not in ("skip", "only") and value]
     measured = writing is not None and writing.max_drift is not None
     used = _CHECKING | {"threads"} if measured else _CHECKING
-    given += [f.name for f in fields(Checking) if f.name not in used and getattr(checking, f.name)]
+    given += [name for name, value in checking._asdict().items() if name not in used and value]
     if writing is not None:
         given += [n for n in ("rescue", "keep_statistics") if getattr(writing, n)]
     if given:

@@ -11,8 +11,8 @@ import os
 import stat
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import NamedTuple
 
 import onnx
 
@@ -37,8 +37,7 @@ BITS: dict[int, int] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(NamedTuple):
     """A tensor's bytes: `length` of them from `offset` on in the file `path`.
 
     `stamp`: what the file must still be; "" where it is the user's own data file.
@@ -144,7 +143,7 @@ def read_external(proto: onnx.TensorProto, directory: Path | None, start: int = 
     """
     where = extent(proto, directory)
     if length is not None:
-        where = replace(where, offset=where.offset + start, length=length)
+        where = where._replace(offset=where.offset + start, length=length)
     return b"".join(blocks(where, where.length))
 
 

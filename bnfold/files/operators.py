@@ -43,7 +43,6 @@ def signature(operator: str, opset: int) -> Signature | None:
 
 # "since which opset, inputs at least and at most, outputs at least and at most, attributes; the next change; ..."
 _TABLE = {
-    # fmt: off
     "Abs": "1 1 1 1 1 consumed_inputs=7; 6 1 1 1 1",
     "Acos": "7 1 1 1 1",
     "Acosh": "9 1 1 1 1",
@@ -247,5 +246,4 @@ _TABLE = {
     "Upsample": "1 1 1 1 1 height_scale=1 mode=3 width_scale=1; 7 1 1 1 1 mode=3 scales=6; 9 2 2 1 1 mode=3",
     "Where": "9 3 3 1 1",
     "Xor": "1 2 2 1 1 axis=2 broadcast=2; 7 2 2 1 1",
-    # fmt: on
 }

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import onnx
 
@@ -36,8 +35,7 @@ _T = TypeVar("_T")
 _RAW_TAG = bytes((_RAW << 3 | 2,))
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """`length` bytes from `offset` on in an open file, to be copied as they are."""
 
     offset: int

@@ -177,7 +177,7 @@ def _told(report: FoldReport, left: Mapping[str, str], normal: set[str], hint: s
         if kept.reason != Reason.SKIPPED or not sentences:
             return kept
         known = kept.is_normalization or not normal.isdisjoint(kept.nodes)
-        return replace(kept, reason=Reason.CONFLICT.value, message=sentences[0], hint=hint, is_normalization=known)
+        return kept._replace(reason=Reason.CONFLICT.value, message=sentences[0], hint=hint, is_normalization=known)
 
     return replace(report, kept=tuple(map(of, report.kept)))
 

@@ -7,13 +7,12 @@ carried; `Kept` names every alternative that was tried with its refusal, because
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 __all__ = ["Alternative", "FoldReport", "Folded", "Kept", "Target"]
 
 
-@dataclass(frozen=True, slots=True)
-class Alternative:
+class Alternative(NamedTuple):
     """One way that was tried: "up" or "down", `through` the nodes that it passed, and `at` the one that refused."""
 
     direction: str
@@ -23,16 +22,14 @@ class Alternative:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """A node whose constants took an affine in."""
 
     node: str
     op: str
 
 
-@dataclass(frozen=True, slots=True)
-class Folded:
+class Folded(NamedTuple):
     """A source that is gone: `direction` is "up", "down" or "both". `partial`: an Add stays in its place.
     `is_normalization`: as in `Kept`."""
 
@@ -45,8 +42,7 @@ class Folded:
     is_normalization: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(NamedTuple):
     """A source that was left. `is_normalization`: a BatchNormalization, or a run of arithmetic with both a scale and a
     shift that vary along an axis; a lone Mul or a position embedding is not one."""
 
