@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -28,8 +28,7 @@ CONV = frozenset(("auto_pad", "dilations", "group", "kernel_shape", "pads", "str
 _LEFT_BY_TRAINING = frozenset(("momentum", "epsilon"))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Pair:
+class Pair(NamedTuple):
     """A Conv and a BatchNormalization behind it: what the Conv will hold. `was`: the tensors that it was made from."""
 
     conv: Node
@@ -45,8 +44,7 @@ class Pair:
         return Plan(True, "up", edits, {}, {}, {}, {}, (), (self.conv,))
 
 
-@dataclass(slots=True, eq=False)
-class _Found:
+class _Found(NamedTuple):
     node: Node
     conv: Node
     weight: Tensor

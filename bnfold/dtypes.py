@@ -62,7 +62,8 @@ def _bfloat16(exact: Array) -> NDArray[np.uint16]:
 
 def itemsize(data_type: int) -> int:
     """Bytes of an element."""
-    return onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize
+    known = DTYPES.get(data_type)
+    return (onnx.helper.tensor_dtype_to_np_dtype(data_type) if known is None else known).itemsize
 
 
 def type_name(data_type: int) -> str:

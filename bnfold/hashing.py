@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import threading
 from contextlib import suppress
@@ -46,7 +47,8 @@ def _digest(path: Path, length: int | None) -> str:
     value = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         left = os.fstat(file.fileno()).st_size if length is None else length
-        room = memoryview(bytearray(max(1, min(_BLOCK, left))))
+        size = max(1, min(_BLOCK, left))
+        room = memoryview(mmap.mmap(-1, size))  # a bytearray would be cleared while all other threads wait
         while (length is None or left > 0) and (count := file.readinto(room[: left if length is not None else None])):
             value.update(room[:count])
             left -= count

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from .affine import Affine, Array
 from .dims import Shape
+from .gauge import Become
 from .weights import Tensor
 
 if TYPE_CHECKING:
-    from .gauge import Become
     from .graph import Graph, Node
 
 _T = TypeVar("_T")

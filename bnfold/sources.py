@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +26,7 @@ EPSILON = float(np.float32(1e-5))  # the default, an attribute of float32 as any
 _NOISE = 16.0  # how much worse conditioned an inverse may leave a value than the original was
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Source:
+class Source(NamedTuple):
     """y = affine(x): `node`'s input `slot` is x, its output 0 is y. `inverse()`: why nobody may undo it, or None."""
 
     node: Node

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -242,8 +242,7 @@ class OutOfRange(Exception):
     """A tensor that was believed to fit its type may not: its `misfit` has to be asked before it is written."""
 
 
-@dataclass(frozen=True, slots=True)
-class Watched:
+class Watched(NamedTuple):
     """A tensor whose range is looked at while it is computed: its pieces raise OutOfRange."""
 
     tensor: Tensor

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import onnx.defs
 
@@ -26,7 +28,8 @@ def _entry(schemas: list[onnx.defs.OpSchema]) -> str:
     last = ""
     for schema in sorted(schemas, key=lambda each: each.since_version):
         counts = (schema.min_input, schema.max_input, schema.min_output, schema.max_output)
-        attributes = (f"{name}={value.type.value}" for name, value in sorted(schema.attributes.items()))
+        known = cast("Mapping[str, Any]", schema.attributes)
+        attributes = (f"{name}={value.type.value}" for name, value in sorted(known.items()))
         words = " ".join([*("*" if count == ANY else str(count) for count in counts), *attributes])
         if words != last:
             found.append(f"{schema.since_version} {words}")

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +10,12 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from bnfold import loop
+from bnfold import direct, loop
 from bnfold.affine import Affine
 from bnfold.direct import Pair, pairs
 from bnfold.fold import FoldResult, fold
 from bnfold.graph import Graph, Node
+from bnfold.laws import LAWS
 from bnfold.weights import Tensor
 from tests.graphs import Builder, difference
 from tests.test_random_graphs import graph
@@ -154,7 +154,7 @@ def test_mutants_are_caught(mutant: str, channels: int, monkeypatch: pytest.Monk
 
     def wrong(index: Graph, nodes: list[Node]) -> dict[Node, Pair]:
         found = pairs(index, nodes)
-        return {node: replace(pair, **spoilt(pair)) for node, pair in found.items()}
+        return {node: pair._replace(**spoilt(pair)) for node, pair in found.items()}
 
     def spoilt(pair: Pair) -> dict[str, Tensor]:
         weight, bias = copy(pair.weight), copy(pair.bias)
@@ -177,3 +177,7 @@ def test_mutants_are_caught(mutant: str, channels: int, monkeypatch: pytest.Monk
     result = fold(model)
     assert len(result.report.folded) == 2
     assert not result.certificate().passed or difference(model, result) > 1e-3
+
+
+def test_a_conv_has_the_attributes_that_its_law_knows():
+    assert LAWS["", "Conv"].attributes == direct.CONV

@@ -109,8 +109,32 @@ def test_numpy_without_threads_of_blas_leaves_the_environment_as_it_was():
     program = (
         "import os, sys\n"
         "os.environ.pop('OPENBLAS_NUM_THREADS', None)\n"
-        "from bnfold.cli.startup import without_blas_threads\n"
-        "without_blas_threads()\n"
+        "from bnfold.cli.startup import to_fold_alone\n"
+        "to_fold_alone()\n"
         "print('numpy' in sys.modules, 'OPENBLAS_NUM_THREADS' in os.environ)"
     )
     assert python("-c", program).stdout.split() == ["True", "False"]
+
+
+def test_a_fold_alone_executes_no_more_of_onnx_than_it_needs(tmp_path: Path):
+    """And the rest is there when it is asked for, as by a model that is text."""
+    program = """
+import sys, types
+from bnfold.cli import main
+from bnfold.cli.startup import in_own_process
+in_own_process()
+code = main(sys.argv[1:])
+import onnx
+print(code, *sorted(name for name, module in sys.modules.items() if "LazyModule" in str(object.__repr__(module))))
+print(onnx.helper.make_node("Relu", ["x"], ["y"]).op_type, type(onnx.checker).__name__)
+"""
+    source = str(Path(__file__).parent.parent / "models" / "conv.onnx")
+    later = ("onnx.checker", "onnx.compose", "onnx.parser", "google.protobuf.json_format")
+    for number, (target, unused) in enumerate((("b.onnx", later), ("b.textproto", later[:3]), ("b.json", later[:3]))):
+        given = source if number < 2 else str(tmp_path / "b.textproto")
+        said = python("-c", program, given, "-o", str(tmp_path / target), "--no-check").stdout.splitlines()
+        code, *lazy = said[-2].split()
+        assert code == "0" and set(unused) <= set(lazy)
+        assert said[-1] == "Relu module"
+    assert bnfold.fold(tmp_path / "b.json").report.folded == ()
+    assert (tmp_path / "b.onnx").stat().st_size > 1000

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, cast
+
 import onnx.defs
 import pytest
 
@@ -15,7 +18,8 @@ def asked(operator: str, opset: int):
         schema = onnx.defs.get_schema(operator, opset, "")
     except onnx.defs.SchemaError:
         return None
-    types = {name: each.type.value for name, each in schema.attributes.items()}
+    attributes = cast("Mapping[str, Any]", schema.attributes)
+    types = {name: each.type.value for name, each in attributes.items()}
     return (schema.min_input, schema.max_input, schema.min_output, schema.max_output, types)
 
 

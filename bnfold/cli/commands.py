@@ -14,7 +14,7 @@ from .. import hashing
 from . import shared
 from .options import chosen, chosen_form, is_torch, shapes
 from .output import Console
-from .startup import to_compute, without_blas_threads
+from .startup import to_compute, to_fold_alone
 
 _EXIT_CODES = (
     ("0", "equivalent, or nothing to fold"),
@@ -114,7 +114,7 @@ def fold(
     in_torch = is_torch(model)
     only_folds = no_check and max_drift is None and not in_torch
     if only_folds:
-        without_blas_threads()
+        to_fold_alone()
     from .folding import run
     from .settings import Checking, Selection, Writing
 
@@ -159,7 +159,7 @@ def explain(model: Path, weights: Path | None, shapes: dict[str, tuple[int, ...]
     """Say where each affine of MODEL goes, or why not. Writes nothing."""
     in_torch = is_torch(model)
     if not in_torch:
-        without_blas_threads()
+        to_fold_alone()
     from .folding import run_explain
     from .settings import Checking, Selection
 

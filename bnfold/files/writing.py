@@ -17,7 +17,6 @@ from types import TracebackType
 
 import numpy as np
 import onnx
-import onnx.numpy_helper
 from google.protobuf.message import EncodeError
 
 from ..errors import UnwritableOutput, UsageError

@@ -253,7 +253,7 @@ def test_a_mean_of_the_wrong_sign_is_caught_by_the_certificate(monkeypatch: pyte
         found = right(graph, node)
         if isinstance(found, Refusal):
             return found
-        return replace(found, affine=affine(found.affine.scale, -found.affine.shift))
+        return found._replace(affine=affine(found.affine.scale, -found.affine.shift))
 
     monkeypatch.setattr(sources, "batch_normalization", wrong)
     assert not fold(conv(down=False)).certificate().passed

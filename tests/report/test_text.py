@@ -87,7 +87,7 @@ def test_an_explanation_names_every_refusal():
 
 
 def test_a_reason_that_no_alternative_gives_is_said_first():
-    stays = dataclasses.replace(kept("bn"), reason="TRAINING_MODE", at="bn", message="It is in training mode.")
+    stays = kept("bn")._replace(reason="TRAINING_MODE", at="bn", message="It is in training mode.")
     assert "      TRAINING_MODE: It is in training mode.\n      up through" in explanation(report((), (stays,)))
 
 
