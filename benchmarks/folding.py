@@ -24,7 +24,7 @@ import click
 
 import bnfold
 
-from .models import TOOLS
+from .models import TOOLS, program
 from .networks import make
 
 MODELS = ("resnet50", "resnet152", "1000", "4000", "16000", "external")
@@ -35,6 +35,7 @@ PEERS = {
     "onnxscript": "onnxscript",
     "onnxoptimizer": "onnxoptimizer",
 }
+LOAD_AND_SAVE = "import onnx; onnx.save(onnx.load(source), target, **how)"
 # Starts the command from a small process: what a child inherits of its parent's peak would be this one's, with numpy
 LAUNCHER = """
 import json, os, sys, time
@@ -84,8 +85,8 @@ def commands(source: Path, target: Path, peers: tuple[str, ...]) -> dict[str, li
     out = str(target)
     found = {"bnfold --no-check": [python, "-m", "bnfold", str(source), "-o", out, "--no-check"]}
     for peer in peers:
-        found[PEERS[peer]] = [python, "-c", f"source, target = {str(source)!r}, {out!r}\n{TOOLS[peer]}"]
-    found["onnx load and save"] = [python, "-c", f"import onnx; onnx.save(onnx.load({str(source)!r}), {out!r})"]
+        found[PEERS[peer]] = [python, "-c", program(TOOLS[peer], source, target, external=len(files) > 1)]
+    found["onnx load and save"] = [python, "-c", program(LOAD_AND_SAVE, source, target, external=len(files) > 1)]
     found["python and imports"] = [python, "-c", "import onnx, numpy, click"]
     reflink = ["--reflink=never"] if sys.platform == "linux" else []
     found["cp"] = ["cp", *reflink, *files, str(target.parent)]

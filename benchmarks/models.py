@@ -30,9 +30,11 @@ import onnxruntime
 options = onnxruntime.SessionOptions()
 options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
 options.optimized_model_filepath, options.log_severity_level = target, 4
+if how:
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", how["location"])
 onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])""",
-    "onnxslim": "import onnx, onnxslim; onnx.save(onnxslim.slim(onnx.load(source)), target)",
-    "onnxsim": "import onnx, onnxsim; onnx.save(onnxsim.simplify(onnx.load(source))[0], target)",
+    "onnxslim": "import onnx, onnxslim; onnx.save(onnxslim.slim(onnx.load(source)), target, **how)",
+    "onnxsim": "import onnx, onnxsim; onnx.save(onnxsim.simplify(onnx.load(source))[0], target, **how)",
     "onnxscript": """
 import onnx
 from onnxscript import ir, optimizer
@@ -41,12 +43,18 @@ from onnxscript.rewriter.rules.common import _fuse_batchnorm as rules
 model = ir.from_proto(onnx.load(source))
 optimizer.optimize(model)
 model = rewrite(model, pattern_rewrite_rules=rules.rules)
-onnx.save(ir.to_proto(model), target)""",
+onnx.save(ir.to_proto(model), target, **how)""",
     "onnxoptimizer": """
 import onnx, onnxoptimizer
 passes = ["fuse_bn_into_conv", "extract_constant_to_initializer", "eliminate_unused_initializer"]
-onnx.save(onnxoptimizer.optimize(onnx.load(source), passes), target)""",
+onnx.save(onnxoptimizer.optimize(onnx.load(source), passes), target, **how)""",
 }
+
+
+def program(code: str, source: Path, target: Path, *, external: bool = False) -> str:
+    """`code` of TOOLS with what it reads. external: the weights go to a file of their own, as a large model's must."""
+    how = {"save_as_external_data": True, "location": f"{target.name}.data"} if external else {}
+    return f"source, target, how = {str(source)!r}, {str(target)!r}, {how!r}\n{code}"
 
 
 def light_models(folder: Path) -> list[Path]:
@@ -91,7 +99,7 @@ def counts(model: onnx.ModelProto) -> tuple[int, int]:
 
 def left_by(code: str, source: Path, target: Path) -> str:
     """A cell of the table: "BNs/arithmetic", and what is wrong with the result."""
-    script = f"source, target = {str(source)!r}, {str(target)!r}\n{code}"
+    script = program(code, source, target)
     try:
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:

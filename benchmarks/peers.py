@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import bnfold
 
-from .models import TOOLS
+from .models import TOOLS, program
 
 SECONDS = 120
 
@@ -170,7 +170,7 @@ def made_by(tool: str, model: onnx.ModelProto, folder: Path) -> Path | None:
     """The file that `tool` (a key of TOOLS) makes of the model; None where it fails."""
     source, target = folder / "original.onnx", folder / f"{tool}.onnx"
     onnx.save(model, source)
-    script = f"source, target = {str(source)!r}, {str(target)!r}\n{TOOLS[tool]}"
+    script = program(TOOLS[tool], source, target)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=SECONDS, check=False)
     return target if done.returncode == 0 and target.exists() else None
 
