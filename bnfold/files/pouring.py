@@ -130,7 +130,8 @@ def _threads(size: int) -> int:
 
 
 def _do(jobs: list[_Job], count: int) -> None:
-    """Do all of them, the first first, in `count` threads, of which this is one."""
+    """Do all of them, the first first, in `count` threads: this one too, for one that only waits keeps others waiting
+    for its core."""
     jobs.reverse()
     failed: list[BaseException] = []
 
