@@ -1,4 +1,4 @@
-"""The parts of the JSON documents that several commands share: the file that was read and the one that was written."""
+"""What the outcomes of several commands have in common: parts of the JSON documents, and of the last line."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import files
+from ..report.text import of_sources
 
 if TYPE_CHECKING:
     from ..files import ModelFile
+    from ..report import FoldReport
 
 
 def source_dict(source: ModelFile, digest: str, opset: int, nodes: int) -> dict[str, Any]:
@@ -32,3 +34,21 @@ def result_dict(written: Sequence[Path], opset: int, nodes: int, *, identical: b
         "identical": identical,
         "data": [str(each) for each in data],
     }
+
+
+def folded_of(report: FoldReport) -> str:
+    """As in "3 of 4 sources"."""
+    return of_sources(len(report.folded), report.sources)
+
+
+def that_stay(report: FoldReport) -> str:
+    """As in "2 normalizations stay (--fail-on-unfolded)"."""
+    left = len(report.unfolded)
+    return f"{left} normalization{'' if left == 1 else 's'} stay{'s' if left == 1 else ''} (--fail-on-unfolded)"
+
+
+def explained(report: FoldReport, model: Path) -> tuple[str, str]:
+    """The word and the sentence with which `explain` ends."""
+    if not report.sources:
+        return "NOTHING TO FOLD", f"{model} holds no BatchNormalization and no constant arithmetic."
+    return "EXPLAINED", f"{folded_of(report)} would fold; nothing was written."

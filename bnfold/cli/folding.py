@@ -15,7 +15,7 @@ from ..errors import UsageError
 from ..files.names import sidecar_of
 from ..report.text import explanation, fold_table
 from ..weights import OutOfRange
-from .documents import result_dict, source_dict
+from .documents import explained, folded_of, result_dict, source_dict, that_stay
 from .options import destination
 from .output import Console, Step, width
 from .settings import Checking, Selection, Writing
@@ -138,16 +138,12 @@ def run_explain(model: Path, selection: Selection, console: Console) -> int:
     report = result.report
     console.say(explanation(report, width=width()))
     console.say("")
-    word, sentence = "EXPLAINED", f"{_of(len(report.folded), report.sources)} would fold; nothing was written."
-    if not report.sources:
-        word = "NOTHING TO FOLD"
-        sentence = f"{model} holds no BatchNormalization and no constant arithmetic."
 
     def parts() -> dict[str, Any]:
         source = source_dict(result.source, result.source.sha256, report.opset, report.nodes_before)
         return {"source": source, "result": None, **report.to_dict(), "check": None}
 
-    return console.finish("explain", word, sentence, 0, parts)
+    return console.finish("explain", *explained(report, model), 0, parts)
 
 
 def _fold(model: Path, selection: Selection, leave: Mapping[str, str] | None, *, late: bool = False) -> FoldResult:
@@ -241,14 +237,13 @@ def _verdict(
 ) -> tuple[str, str]:
     report = result.report
     where = f"wrote {written[0]}" if written else "nothing was written"
-    left = len(report.unfolded)
-    stays = f"{left} normalization{'' if left == 1 else 's'} stay{'s' if left == 1 else ''} (--fail-on-unfolded)"
-    failed = bool(writing.fail_on_unfolded and left)
+    stays = that_stay(report)
+    failed = bool(writing.fail_on_unfolded and report.unfolded)
     if not result.changed:
         same = f"{where}, an identical copy" if written else where
         why = "the model holds no BatchNormalization" if not report.batch_normalizations else "every source stays"
         return ("UNFOLDED", f"{stays}; {same}.") if failed else ("NOTHING TO FOLD", f"{why}; {same}.")
-    folded = f"{_of(len(report.folded), report.sources)} folded"
+    folded = f"{folded_of(report)} folded"
     if check is None:
         return ("UNFOLDED", f"{stays}; not checked; {where}.") if failed else ("NOT CHECKED", f"{folded}; {where}.")
     word, sentence = check.verdict.name, check.sentence.rstrip(".")
@@ -259,7 +254,3 @@ def _verdict(
     if not writing.dry_run and word == "INCONCLUSIVE" and check.certificate is not None and check.certificate.passed:
         return word, f"{sentence}; {where}: --accept certificate would write it, the certificate passed."
     return word, f"{sentence}; {where}."
-
-
-def _of(count: int, sources: int) -> str:
-    return f"{count} of {sources} source{'' if sources == 1 else 's'}"

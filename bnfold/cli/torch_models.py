@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .. import files
 from ..errors import UsageError
 from ..report.text import explanation, fold_table
-from .documents import result_dict
+from .documents import explained, folded_of, result_dict, that_stay
 from .options import destination, is_archive
 from .output import Console, width
 from .settings import Checking, Selection, Writing
@@ -64,14 +64,13 @@ def run_torch(
             distance = _write(result, stage.path, compare=check is not None)
             written = stage.commit()
     code = 0 if check is None else check.exit_code
-    left = len(result.report.unfolded)
     where = f"wrote {written[0]}{distance}" if written else "nothing was written"
-    folded = f"{len(result.report.folded)} of {result.report.sources} sources folded"
+    folded = f"{folded_of(result.report)} folded"
     word, sentence = ("NOT CHECKED", f"{folded}; {where}.") if check is None else (check.verdict.name, "")
     if check is not None:
         sentence = f"{folded}; {where}." if check else f"{check.sentence}; {where}."
-    if code == 0 and writing.fail_on_unfolded and left:
-        word, sentence, code = "UNFOLDED", f"{left} normalizations stay (--fail-on-unfolded); {where}.", 1
+    if code == 0 and writing.fail_on_unfolded and result.report.unfolded:
+        word, sentence, code = "UNFOLDED", f"{that_stay(result.report)}; {where}.", 1
     return console.finish(
         "fold",
         word,
@@ -96,12 +95,8 @@ def explain_torch(model: Path, weights: Path | None, selection: Selection, check
     report = result.report
     console.say(explanation(report, width=width()))
     console.say("")
-    word = "EXPLAINED"
-    sentence = f"{len(report.folded)} of {report.sources} sources would fold; nothing was written."
-    if not report.sources:
-        word, sentence = "NOTHING TO FOLD", f"{model} holds no BatchNormalization and no constant arithmetic."
     parts = {"source": _source(model, archive, result), "result": None, **report.to_dict(), "check": None}
-    return console.finish("explain", word, sentence, 0, lambda: parts)
+    return console.finish("explain", *explained(report, model), 0, lambda: parts)
 
 
 def _folded(model: Path, weights: Path | None, selection: Selection, checking: Checking) -> tuple[Loaded, ProgramFold]:

@@ -21,12 +21,12 @@ def fold_table(report: FoldReport, *, verbose: bool = False, width: int = WIDTH)
     """What was folded, what stays and why; `verbose` lists every fold with its path and every source that stays."""
     lines = [*_summary(report, width)]
     if report.folded:
-        lines += ["", f"folded  {_of(len(report.folded), report.sources)}"]
+        lines += ["", f"folded  {of_sources(len(report.folded), report.sources)}"]
         lines += _each_fold(report.folded, width) if verbose else _fold_kinds(report.folded)
     normal = report.unfolded
     other = [kept for kept in report.kept if not kept.is_normalization]
     if normal:
-        lines += ["", f"kept    {_of(len(normal), report.sources)}"]
+        lines += ["", f"kept    {of_sources(len(normal), report.sources)}"]
         lines += _each_kept(normal if verbose else normal[:_LISTED], width, alternatives=verbose)
         if not verbose and len(normal) > _LISTED:
             lines.append(f"  and {len(normal) - _LISTED} more; -v lists them all")
@@ -43,13 +43,17 @@ def explanation(report: FoldReport, *, width: int = WIDTH) -> str:
     """Each source: where its affine goes and through what, or the refusal of every alternative and what would help."""
     lines = [*_summary(report, width)]
     if report.folded:
-        lines += ["", f"folds  {_of(len(report.folded), report.sources)}", *_each_fold(report.folded, width)]
+        lines += ["", f"folds  {of_sources(len(report.folded), report.sources)}", *_each_fold(report.folded, width)]
     for title, kept in (
         ("stays", report.unfolded),
         ("stays, no normalization", [kept for kept in report.kept if not kept.is_normalization]),
     ):
         if kept:
-            lines += ["", f"{title}  {_of(len(kept), report.sources)}", *_each_kept(kept, width, alternatives=True)]
+            lines += [
+                "",
+                f"{title}  {of_sources(len(kept), report.sources)}",
+                *_each_kept(kept, width, alternatives=True),
+            ]
     if report.notes:
         lines += ["", *_notes(report.notes, width)]
     return "\n".join(lines)
@@ -154,7 +158,7 @@ def _wrapped(text: str, width: int, indent: int, hanging: int) -> list[str]:
     )
 
 
-def _of(count: int, sources: int) -> str:
+def of_sources(count: int, sources: int) -> str:
     return f"{count} of {_plural(sources, 'source')}"
 
 
