@@ -124,10 +124,10 @@ def _alone(graph: Graph, conv: Node, value: str) -> bool:
 
 def _stacked(tensors: Sequence[Tensor], shape: tuple[int, ...]) -> Array:
     held = [t.proto.raw_data if t.proto is not None else b"" for t in tensors]
-    if all(held):
+    if not all(held):
+        return np.concatenate([t.doubles().reshape(1, *shape) for t in tensors])
+    with np.errstate(invalid="ignore"):  # as in `doubles`
         return np.frombuffer(b"".join(held), "<f4").reshape(-1, *shape).astype(np.float64)
-    arrays: list[NDArray[np.float32]] = [t.array() for t in tensors]
-    return np.concatenate([a.reshape(1, *shape) for a in arrays]).astype(np.float64)
 
 
 def _prepared(graph: Graph, group: list[_Found], shape: tuple[int, ...], many: bool) -> Iterator[tuple[Node, Pair]]:
@@ -145,7 +145,7 @@ def _prepared(graph: Graph, group: list[_Found], shape: tuple[int, ...], many: b
     if weights is not None:
         sound &= np.abs(weights).reshape(len(group), -1).max(1) < _HALF_OF_LARGEST  # NaN is not
     none = np.zeros(size)
-    before = np.stack([none if f.bias is None else f.bias.array().astype(np.float64) for f in group])
+    before = np.stack([none if f.bias is None else f.bias.doubles() for f in group])
     with np.errstate(all="ignore"):
         biases = before * scale + shift
     sound &= np.abs(biases).max(1) < _HALF_OF_LARGEST

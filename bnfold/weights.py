@@ -61,11 +61,16 @@ class Tensor:
             return np.zeros(self.shape, np.float64)
         return read(self.proto, self.directory)
 
+    def doubles(self) -> Array:
+        """The original array in float64."""
+        with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
+            return self.array().astype(np.float64)
+
     def exact(self) -> Array:
         """The float64 value with every edit applied and nothing rounded. Do not write into it."""
         if self._exact is not None:
             return self._exact
-        value: Array = self.array().astype(np.float64)
+        value = self.doubles()
         with np.errstate(invalid="ignore"):  # 0 * infinity: misfit() tells
             for step in self.steps:
                 if not step.is_pure_shift:
@@ -207,7 +212,7 @@ class Tensor:
         as_float = exact if self.data_type == onnx.TensorProto.BFLOAT16 else stored.astype(np.float64)
         over = ~np.isfinite(as_float) | (np.abs(exact) > LARGEST[self.data_type])
         if over.any():  # what was infinite before, a bound or a mask, may stay so
-            over &= ~(np.isinf(exact) & np.isinf(np.broadcast_to(self.array().astype(np.float64), exact.shape)))
+            over &= ~(np.isinf(exact) & np.isinf(np.broadcast_to(self.doubles(), exact.shape)))
         lost = (exact != 0) & (np.abs(exact) <= LOST.get(self.data_type, 0.0))
         for bad, what in ((over, "overflow to infinity"), (lost, "become 0")):
             if bad.any():
@@ -228,7 +233,7 @@ class Tensor:
     def _top(self) -> float:
         """The largest absolute value of the original; NaN if it holds one."""
         if self.proto is None or not self.proto.dims:
-            return float(np.abs(self.array().astype(np.float64)).max(initial=0.0))
+            return float(np.abs(self.doubles()).max(initial=0.0))
         found = [0.0]
         with Sources() as files:
             for _, _, stored in self._blocks():

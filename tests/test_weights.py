@@ -18,7 +18,9 @@ from onnx import TensorProto, helper, numpy_helper
 from bnfold.affine import affine
 from bnfold.dtypes import rounded
 from bnfold.errors import MalformedModel
+from bnfold.fold import fold
 from bnfold.weights import Tensor, read, tensor, zeros
+from tests.graphs import Builder
 
 # bits of the significand, exponent of the smallest normal number, largest number
 FORMATS: dict[int, tuple[int, int, float]] = {
@@ -176,3 +178,15 @@ def test_a_large_tensor_is_bounded_without_a_look_at_each_element() -> None:
     assert base.after(affine(1e20)).misfit() is None
     assert "overflow" in str(base.after(affine(1e39)).misfit())
     assert base.data_type == onnx.TensorProto.FLOAT
+
+
+@pytest.mark.parametrize("where", range(6))
+@pytest.mark.parametrize("size", [2, 3000])
+def test_a_signalling_nan_is_no_warning(where: int, size: int):
+    """Converting one raises the processor's flag; tests turn warnings into errors, and users may."""
+    b = Builder()
+    b.op("Relu", b.norm(b.op("Conv", b.input("x", 1, 2, 3, 3), b.weight(size, 2, 1, 1), b.weight(size)), size))
+    values = b.weights[f"w{where}"].reshape(-1)
+    values[1] = np.array(0x7F800001, np.uint32).view(np.float32)
+    assert np.isnan(values[1])
+    assert not fold(b.model("v2")).report.folded

@@ -70,7 +70,7 @@ def certify(result: FoldResult, candidate: str | os.PathLike[str] | onnx.ModelPr
 
 def _wide(tensor: Tensor) -> tuple[_Wide, _Wide]:
     """A parameter with its edits, and M of its terms: the sum of what was added up, in absolute values."""
-    value = tensor.array().astype(np.float64).astype(np.longdouble)
+    value = tensor.doubles().astype(np.longdouble)
     size = np.abs(value)
     for step in tensor.steps:
         scale, shift = step.scale.astype(np.longdouble), step.shift.astype(np.longdouble)

@@ -63,7 +63,7 @@ class Operand:
 
     def magnitude(self) -> Array:
         """M: the same with every term by its absolute value."""
-        value = np.abs(self.tensor.array().astype(np.float64))
+        value = np.abs(self.tensor.doubles())
         for step in self.tensor.steps:
             value = value * np.abs(step.scale) + np.abs(step.shift)
         return self._formed(np.broadcast_to(value, self.tensor.shape)) * abs(self.factor)

@@ -159,6 +159,7 @@ def _wrapped(text: str, width: int, indent: int, hanging: int) -> list[str]:
 
 
 def of_sources(count: int, sources: int) -> str:
+    """As in "3 of 4 sources"."""
     return f"{count} of {_plural(sources, 'source')}"
 
 
