@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from .affine import Affine, Array
 from .dtypes import DTYPES, FLOATS, LARGEST, LOST, itemsize, rounded, type_name
 from .errors import MalformedModel
-from .files.external import Extent, Sources, extent, read_external
+from .files.external import BITS, Extent, Sources, extent, read_external
 from .files.wire import BULK, FOLDED, mark
 
 _VALUE = """raw_data float_data int32_data int64_data double_data uint64_data external_data data_location""".split()
@@ -175,24 +175,23 @@ class Tensor:
     def _blocks(self) -> Iterator[tuple[int, int, Callable[[Sources], NDArray[Any]]]]:
         """The original in blocks of rows: (the first, the one after the last, what reads them). It has an axis.
 
-        What is read from a file stands in a room that the thread's next block takes.
+        Nothing is read yet. What is read from a file stands in a room that the thread's next block takes.
         """
         assert self.proto is not None
         proto, (count, *sizes) = self.proto, tuple(self.proto.dims)
+        dtype = DTYPES.get(proto.data_type)
+        if dtype is None:  # bfloat16, which numpy has of ml_dtypes; what is smaller than a byte is taken out whole
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(proto.data_type) if BITS[proto.data_type] >= 8 else None
+        external = proto.data_location == onnx.TensorProto.EXTERNAL and dtype is not None
+        where, whole = (extent(proto, self.directory), None) if external else (None, _Whole(self.array))
         width = math.prod(sizes) * itemsize(proto.data_type)
         step = max(1, _BLOCK // max(1, width))
-        dtype = DTYPES.get(proto.data_type)
-        where = None
-        if proto.data_location == onnx.TensorProto.EXTERNAL and dtype is not None:
-            where = extent(proto, self.directory)
-        whole = self.array() if where is None else None
         for start in range(0, count, step):
             stop = min(start + step, count)
-            if where is None or dtype is None:
-                assert whole is not None
-                yield start, stop, partial(_taken, whole[start:stop])
-            else:
+            if where is not None and dtype is not None:
                 yield start, stop, partial(_read_rows, where, dtype, (stop - start, *sizes), start * width)
+            elif whole is not None:
+                yield start, stop, partial(whole.rows, start, stop)
 
     @property
     def fits_late(self) -> bool:
@@ -326,10 +325,19 @@ def _read_rows(where: Extent, dtype: np.dtype[Any], shape: tuple[int, ...], star
     return np.frombuffer(room, dtype).reshape(shape)
 
 
-def _taken(rows: NDArray[Any], _: Sources) -> NDArray[Any]:
-    held = rows.view()
-    held.flags.writeable = False  # it is the original itself
-    return held
+class _Whole:
+    """An array that is made when its first rows are asked for, and goes with the last that may ask."""
+
+    def __init__(self, make: Callable[[], NDArray[Any]]) -> None:
+        self._make, self._made, self._making = make, None, threading.Lock()
+
+    def rows(self, start: int, stop: int, _: Sources) -> NDArray[Any]:
+        with self._making:
+            if self._made is None:
+                self._made = self._make()
+        held = self._made[start:stop]
+        held.flags.writeable = False  # it is the original itself
+        return held
 
 
 def _cut(coefficients: Array, start: int, stop: int) -> Array:

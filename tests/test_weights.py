@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from bnfold import weights
 from bnfold.affine import affine
 from bnfold.dtypes import rounded
 from bnfold.errors import MalformedModel
+from bnfold.files.external import Sources
 from bnfold.fold import fold
 from bnfold.weights import Tensor, read, tensor, zeros
 from tests.graphs import Builder
@@ -190,3 +192,32 @@ def test_a_signalling_nan_is_no_warning(where: int, size: int):
     values[1] = np.array(0x7F800001, np.uint32).view(np.float32)
     assert np.isnan(values[1])
     assert not fold(b.model("v2")).report.folded
+
+
+@pytest.mark.parametrize("kind", ["FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16", "INT8", "typed"])
+def test_nothing_is_read_until_a_block_is_computed(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Not even planned blocks hold anything; and a tensor in a file is read by rows, whatever its type."""
+    monkeypatch.setattr(weights, "_BLOCK", 1 << 12)
+    code = TensorProto.DataType.Value("FLOAT" if kind == "typed" else kind)
+    dtype = helper.tensor_dtype_to_np_dtype(code)
+    drawn = np.random.default_rng(0).integers(-7, 7, (301, 40)).astype(dtype)
+    proto = numpy_helper.from_array(drawn, "w")
+    if kind == "typed":
+        proto = helper.make_tensor("w", code, drawn.shape, drawn.reshape(-1))
+    else:
+        (tmp_path / "w.bin").write_bytes(b"123" + proto.raw_data)
+        entries = {"location": "w.bin", "offset": "3", "length": str(len(proto.raw_data))}
+        proto = TensorProto(name="w", data_type=code, dims=drawn.shape, data_location=TensorProto.EXTERNAL)
+        for key, text in entries.items():
+            proto.external_data.add(key=key, value=text)
+    calls: list[str] = []
+    right = Tensor.array
+    monkeypatch.setattr(Tensor, "array", lambda self: calls.append("array") or right(self))
+    step = affine(np.random.default_rng(1).choice([-1.0, 1.0], (301, 1)), 0.0)
+    edited = tensor(proto, tmp_path).after(step)
+    planned = list(edited.pieces())
+    assert not calls and len(planned) > 2
+    with Sources() as sources:
+        made = b"".join(bytes(make(sources)) for _, make in planned)
+    assert calls == (["array"] if kind == "typed" else [])
+    assert made == rounded(edited.exact(), code).tobytes()
