@@ -194,3 +194,13 @@ def test_a_shape_that_nobody_declared_is_found() -> None:
     model = b.model(b.norm(y, 6))
     del model.graph.value_info[:]
     assert count(folded(model).model) == 0
+
+
+def test_unusable_statistics_are_a_reason_and_no_warning():
+    """The Mul asks the BatchNormalization behind it; tests turn numpy's warnings into errors."""
+    b = Builder()
+    scaled = b.op("Mul", b.input("x", 1, 4, 3, 3), b.weight(4, 1, 1))
+    y = b.norm(scaled, 4)
+    b.weights[b.nodes[-1].input[4]][2] = -1.0
+    kept = bnfold.fold(b.model(b.op("Sigmoid", y))).report.kept
+    assert {each.reason for each in kept} >= {"BAD_STATISTICS"}
