@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -280,6 +281,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="where mutants that fail are kept")
     given = parser.parse_args()
+    warnings.simplefilter("error", RuntimeWarning)  # numpy's, as in the tests
     signal.signal(signal.SIGPROF, _hang)
     mutator, counts, failures, slowest = Mutator(corpus(), given.seed), Counter[str](), Counter[str](), 0.0
     with tempfile.TemporaryDirectory() as name:
