@@ -255,16 +255,17 @@ def test_nor_may_a_text_or_a_proto_use_it(tmp_path: Path):
 # --- the file and time
 
 
+@pytest.mark.parametrize("gone", [False, True])
 @pytest.mark.usefixtures("scanning")
-def test_a_file_that_changes_after_it_was_read_is_a_sentence(tmp_path: Path):
+def test_a_file_that_changes_after_it_was_read_is_a_sentence(gone: bool, tmp_path: Path):
     path = tmp_path / "net.onnx"
     path.write_bytes(ODD["plain"])
     result = bnfold.fold(path)
-    path.write_bytes(ODD["plain"] + field(99, b"x"))
+    path.unlink() if gone else path.write_bytes(ODD["plain"] + field(99, b"x"))
     for use in (lambda: result.save(tmp_path / "out.onnx"), lambda: result.model):
-        with pytest.raises(UnreadableModel, match="changed after it was read"):
+        with pytest.raises(UnreadableModel, match="can no longer be read" if gone else "changed after it was read"):
             use()
-    assert [each.name for each in tmp_path.iterdir()] == ["net.onnx"]
+    assert [each.name for each in tmp_path.iterdir()] == ([] if gone else ["net.onnx"])
 
 
 @pytest.mark.usefixtures("scanning")

@@ -50,7 +50,10 @@ class Extent(NamedTuple):
 
     def open(self) -> int:
         """A descriptor to read from. Raises UnreadableModel if the file is no longer the one that was read."""
-        descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        except OSError as error:
+            raise UnreadableModel(f"{self.path} can no longer be read: {error.strerror}.") from error
         if self.stamp and stamp(descriptor) != self.stamp:
             os.close(descriptor)
             raise UnreadableModel(f"{self.path} was changed after it was read.")
