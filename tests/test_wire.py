@@ -313,6 +313,26 @@ def test_a_system_without_a_call_writes_the_same_bytes(
         assert (tmp_path / name).read_bytes() == (tmp_path / "without" / name).read_bytes()
 
 
+@pytest.mark.parametrize("missing", [("pread", "preadv"), ("pwrite",), CALLS], ids=", ".join)
+def test_threads_do_not_move_each_others_position(
+    missing: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A large file in many pieces, in another order than in the source, where a file has only the one position."""
+    monkeypatch.setattr(pouring, "_COPY", 1 << 12)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    data = random.Random(0).randbytes(1 << 23)
+    (tmp_path / "source").write_bytes(data)
+    size = 1 << 16
+    order = random.Random(1).sample(range(len(data) // size), len(data) // size)
+    parts = [(k * size, Extent(tmp_path / "source", at * size, size)) for k, at in enumerate(order)]
+    assert pouring.threads(len(data)) == 8
+    for name in missing:
+        monkeypatch.delattr(os, name)
+    assert pouring.threads(len(data)) == 1
+    pouring.pour(tmp_path / "target", parts, len(data))
+    assert (tmp_path / "target").read_bytes() == b"".join(data[at * size :][:size] for at in order)
+
+
 @pytest.mark.parametrize("broken", ["copy_file_range", "sendfile"])
 @pytest.mark.parametrize("after", [0, 1])
 def test_a_call_that_fails_halfway_is_taken_over(

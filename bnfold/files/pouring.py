@@ -76,7 +76,7 @@ def pour(path: Path, parts: Sequence[tuple[int, Content]], size: int) -> None:
                 jobs += _copies(target, content, offset)
             else:
                 jobs += (partial(_make, target, offset + at, make) for at, make in content.pieces())
-        _do(jobs, _threads(size))
+        _do(jobs, threads(size))
     finally:
         os.close(descriptor)
 
@@ -124,7 +124,8 @@ def _make(target: _Target, offset: int, make: Callable[[Sources], bytes | memory
     target.put(make(sources), offset)
 
 
-def _threads(size: int) -> int:
+def threads(size: int) -> int:
+    """How many threads make a file of `size` bytes."""
     positioned = hasattr(os, "pread") and hasattr(os, "pwrite")  # else the threads would move each other's position
     return min(os.cpu_count() or 1, 8) if positioned and size >= _THREADED else 1
 
