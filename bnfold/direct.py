@@ -126,8 +126,7 @@ def _stacked(tensors: Sequence[Tensor], shape: tuple[int, ...]) -> Array:
     held = [t.proto.raw_data if t.proto is not None else b"" for t in tensors]
     if not all(held):
         return np.concatenate([t.doubles().reshape(1, *shape) for t in tensors])
-    with np.errstate(invalid="ignore"):  # as in `doubles`
-        return np.frombuffer(b"".join(held), "<f4").reshape(-1, *shape).astype(np.float64)
+    return np.frombuffer(b"".join(held), "<f4").reshape(-1, *shape).astype(np.float64)
 
 
 def _prepared(graph: Graph, group: list[_Found], shape: tuple[int, ...], many: bool) -> Iterator[tuple[Node, Pair]]:

@@ -135,7 +135,7 @@ class Tensor:
     def pieces(self) -> Iterator[tuple[int, Callable[[Sources], bytes | memoryview]]]:
         """The edited tensor's bytes, rounded once, in blocks of rows: (offset in bytes, what computes the block)."""
         if not self._in_rows():
-            yield 0, lambda _: rounded(self.exact(), self.data_type).tobytes()
+            yield 0, lambda _: self.raw()
             return
         width = self.nbytes // self.shape[0]
         edits: list[tuple[np.ufunc, Array]] = []
@@ -161,15 +161,15 @@ class Tensor:
             if over and len(edits) == 1:
                 op, coefficients = edits[0]
                 op(block, coefficients, out=block, dtype=np.float64, casting="same_kind")
-                return block.reshape(-1).view(np.uint8).data
-            value = _room.doubles(block.size).reshape(block.shape)
-            np.copyto(value, block)
-            for op, coefficients in edits:
-                op(value, coefficients, out=value)
-            if over:
-                np.copyto(block, value, casting="same_kind")
             else:
-                block = rounded(value, self.data_type)
+                value = _room.doubles(block.size).reshape(block.shape)
+                np.copyto(value, block)
+                for op, coefficients in edits:
+                    op(value, coefficients, out=value)
+                if over:
+                    np.copyto(block, value, casting="same_kind")
+                else:
+                    block = rounded(value, self.data_type)
         return block.reshape(-1).view(np.uint8).data
 
     def _blocks(self) -> Iterator[tuple[int, int, Callable[[Sources], NDArray[Any]]]]:

@@ -12,7 +12,7 @@ import click
 
 from .. import hashing
 from . import shared
-from .options import chosen, chosen_form, is_torch, shapes
+from .options import chosen, chosen_form, is_torch
 from .output import Console
 from .startup import to_compute, to_fold_alone
 
@@ -145,14 +145,7 @@ def fold(
 @bnfold.command("explain")
 @shared.model()
 @shared.weights
-@click.option(
-    "--shape",
-    "shapes",
-    callback=shapes,
-    multiple=True,
-    metavar="NAME:SIZES",
-    help="With package.module:factory as MODEL: the shape of an input, as in x:1,3,224,224; repeatable.",
-)
+@shared.shape("With package.module:factory as MODEL: the shape of an input, as in x:1,3,224,224; repeatable.")
 @shared.what_to_fold
 @shared.how_to_say
 def explain(model: Path, weights: Path | None, shapes: dict[str, tuple[int, ...]], **others: Any) -> int:

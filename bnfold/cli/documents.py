@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import files
-from ..report.text import of_sources
+from ..report.text import of_sources, plural
 
 if TYPE_CHECKING:
     from ..files import ModelFile
@@ -44,7 +44,7 @@ def folded_of(report: FoldReport) -> str:
 def that_stay(report: FoldReport) -> str:
     """As in "2 normalizations stay (--fail-on-unfolded)"."""
     left = len(report.unfolded)
-    return f"{left} normalization{'' if left == 1 else 's'} stay{'s' if left == 1 else ''} (--fail-on-unfolded)"
+    return f"{plural(left, 'normalization')} stay{'s' if left == 1 else ''} (--fail-on-unfolded)"
 
 
 def explained(report: FoldReport, model: Path) -> tuple[str, str]:

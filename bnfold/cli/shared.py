@@ -101,14 +101,14 @@ custom_ops = click.option(
     metavar="LIB",
     help="A shared library of custom operators for the runtime; repeatable.",
 )
-_shape = click.option(
-    "--shape",
-    "shapes",
-    callback=shapes,
-    multiple=True,
-    metavar="NAME:SIZES",
-    help="The shape of a dynamic input, as in input:1,3,224,224; repeatable.",
-)
+
+
+def shape(text: str) -> Callable[[_F], _F]:
+    """`--shape`, of which `text` says what it is for."""
+    return click.option("--shape", "shapes", callback=shapes, multiple=True, metavar="NAME:SIZES", help=text)
+
+
+_shape = shape("The shape of a dynamic input, as in input:1,3,224,224; repeatable.")
 _seed = click.option(
     "--seed", type=click.IntRange(0), default=0, metavar="N", help="Seed of the generated inputs. Default: 0."
 )
@@ -157,14 +157,9 @@ weights = click.option(
 )
 how_to_measure = _options(
     weights,
-    click.option(
-        "--shape",
-        "shapes",
-        callback=shapes,
-        multiple=True,
-        metavar="NAME:SIZES",
-        help="With package.module:factory as MODEL: the shape in which an input is fed, as in x:8,3,32,32; repeatable. "
-        "Default: any number of rows.",
+    shape(
+        "With package.module:factory as MODEL: the shape in which an input is fed, as in x:8,3,32,32; repeatable. "
+        "Default: any number of rows."
     ),
     click.option(
         "--inputs",

@@ -74,11 +74,11 @@ def kind_of(folded: Folded) -> str:
 
 
 def _summary(report: FoldReport, width: int) -> Iterator[str]:
-    batch = _plural(report.batch_normalizations, "BatchNormalization")
+    batch = plural(report.batch_normalizations, "BatchNormalization")
     nodes = f"{report.nodes_before} nodes"
     if report.nodes_after != report.nodes_before:
         nodes += f", {report.nodes_after} after the fold"
-    text = f"opset {report.opset}, {nodes}; {batch}, {_plural(report.sources, 'affine source')}"
+    text = f"opset {report.opset}, {nodes}; {batch}, {plural(report.sources, 'affine source')}"
     yield from _wrapped(text, width, 0, 2)
     if report.growth_bytes:
         yield f"the weights grow by {_bytes(report.growth_bytes)}"
@@ -87,7 +87,7 @@ def _summary(report: FoldReport, width: int) -> Iterator[str]:
 def _fold_kinds(folded: Iterable[Folded]) -> list[str]:
     kinds: Counter[tuple[str, str]] = Counter()
     for each in folded:
-        kinds[kind_of(each), _plural(len(each.through), "node") if each.through else ""] += 1
+        kinds[kind_of(each), plural(len(each.through), "node") if each.through else ""] += 1
     rows = [(kind, f"x {count}", f"through {via}" if via else "") for (kind, via), count in kinds.most_common()]
     return _aligned(rows)
 
@@ -160,10 +160,11 @@ def _wrapped(text: str, width: int, indent: int, hanging: int) -> list[str]:
 
 def of_sources(count: int, sources: int) -> str:
     """As in "3 of 4 sources"."""
-    return f"{count} of {_plural(sources, 'source')}"
+    return f"{count} of {plural(sources, 'source')}"
 
 
-def _plural(count: int, noun: str) -> str:
+def plural(count: int, noun: str) -> str:
+    """As in "1 node" and "2 nodes"."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
@@ -171,4 +172,4 @@ def _bytes(count: int) -> str:
     for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if count >= size:
             return f"{count / size:.1f} {unit}"
-    return _plural(count, "byte")
+    return plural(count, "byte")

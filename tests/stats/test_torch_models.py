@@ -12,13 +12,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
-from torch import nn  # noqa: E402
+from torch import nn  # noqa: E402 - without torch the tests skip before they would need it
 
-from bnfold import train  # noqa: E402
-from bnfold.cli import main  # noqa: E402
-from bnfold.train.exporting import export, quietly  # noqa: E402
+from bnfold import train  # noqa: E402 - as above
+from bnfold.cli import main  # noqa: E402 - as above
+from bnfold.train.exporting import export, quietly  # noqa: E402 - as above
 
-from .nets import saved, statistics  # noqa: E402
+from .nets import saved, statistics  # noqa: E402 - as above
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.export about its own code
 
