@@ -37,7 +37,7 @@ def running_bounds(
         if not name:
             return None
         if name not in made:
-            made[name] = op_bounds.given(values[name], 0)
+            made[name] = op_bounds.given(values[name])
             if name in rounded and values[name].dtype.kind == "f":  # it may have become subnormal, or zero
                 size = made[name].size + arithmetic.tiny / arithmetic.stored
                 made[name] = replace(made[name], size=size, k=rounded[name])

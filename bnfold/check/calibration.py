@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from bnfold.bodies import bodies_of
+from bnfold.bodies import nodes_of
 from bnfold.errors import UnsupportedOp
 from bnfold.reference import EvaluationError, Evaluator
 
@@ -160,10 +160,7 @@ def _first(model: onnx.ModelProto, stored: Sequence[Stored], movable: set[str]) 
 
 
 def _reads(node: onnx.NodeProto) -> list[str]:
-    names = [name for name in node.input if name]
-    for body in bodies_of(node):
-        names += [name for inner in body.node for name in _reads(inner)]
-    return names
+    return [name for inner in nodes_of([node]) for name in inner.input if name]
 
 
 def _solved(problem: _Problem, p: Array, moved: int) -> tuple[Array, list[Distance]]:

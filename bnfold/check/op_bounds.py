@@ -15,9 +15,9 @@ from bnfold.reference import evaluate_node
 from .arithmetic import Arithmetic, Array, Bounded, NoBound
 
 
-def given(value: Array, k: int) -> Bounded:
+def given(value: Array) -> Bounded:
     """A value that is not computed: its size is its own."""
-    return Bounded(value, np.abs(value) if value.dtype.kind == "f" else value, k)
+    return Bounded(value, np.abs(value) if value.dtype.kind == "f" else value)
 
 
 Evaluate = Callable[[onnx.NodeProto, Sequence[Array | None], Mapping[str, int]], list[Array]]
@@ -82,7 +82,7 @@ def bound(op: Op) -> list[Bounded]:
     plain = node.domain in ("", "ai.onnx")
     if plain and (node.op_type in _SHAPES or all(o is None or o.dtype.kind in "iub" for o in outputs)):
         if node.op_type in _SHAPES or all(operand.exact for operand in op.given):
-            return [Bounded(np.empty(0), np.empty(0)) if o is None else given(o, 0) for o in outputs]
+            return [Bounded(np.empty(0), np.empty(0)) if o is None else given(o) for o in outputs]
         raise NoBound(f"{node.op_type}, which makes integers")
     rule = op.kernels.rules.get((node.domain, node.op_type), _RULES.get(node.op_type) if plain else None)
     if rule is None:

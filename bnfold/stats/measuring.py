@@ -76,9 +76,7 @@ class Bench:
             for batch in batches(self._inputs, self._wanted):
                 yield {**self._counted(batch.feeds), **self._provider.run(batch.feeds)}, batch.at
 
-    def runs(
-        self, model: onnx.ModelProto, limit: int
-    ) -> Iterator[Callable[[Mapping[str, Array]], Mapping[str, Array]]]:
+    def runs(self, model: onnx.ModelProto, limit: int) -> Iterator[Run]:
         """For each of the first `limit` batches a function that runs `model` on it; its argument is fed too."""
         with self._loaded(model):
             for batch in islice(batches(self._inputs, self._wanted), limit):

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from ..bodies import bodies_of
+from ..bodies import bodies_of, graphs_of
 from ..dtypes import rounded, type_name
 from ..errors import UsageError
 from ..graph import free_names
@@ -100,13 +100,10 @@ def _readers(graph: onnx.GraphProto, name: str) -> int:
 def _free(graph: onnx.GraphProto, wish: str) -> str:
     """A name like `wish` that nothing has, in the bodies neither."""
     taken: set[str] = set()
-    stack = [graph]
-    while stack:
-        each = stack.pop()
+    for each in graphs_of(graph):
         taken |= {item.name for item in (*each.initializer, *each.input)}
         for node in each.node:
             taken.update(node.input, node.output)
-            stack += bodies_of(node)
     name, n = wish, 1
     while name in taken:
         n += 1

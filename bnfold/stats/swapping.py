@@ -42,8 +42,9 @@ class Outputs:
             self._squares += float(np.square(a - b).sum())
         self._count += a.size
         if a.ndim > 1 and a.shape[1] > 1:
-            self._flipped += int((a.argmax(1) != b.argmax(1)).sum())
-            self._rows += a.argmax(1).size
+            flipped = a.argmax(1) != b.argmax(1)
+            self._flipped += int(flipped.sum())
+            self._rows += flipped.size
 
     @property
     def change(self) -> float:
@@ -62,7 +63,7 @@ def swapped(on: Bench, layers: Sequence[Layer], moments: Sequence[Moments], drif
     """
     model = on.model
     output = next((o.name for o in model.graph.output if o.type.tensor_type.elem_type in _FLOATS), None)
-    usable = [layer for layer in layers if set(layer.kinds) <= set(_FLOATS)]
+    usable = {layer.index for layer in layers if set(layer.kinds) <= set(_FLOATS)}
     if output is None or not usable:
         return list(drifts)
     opened = onnx.ModelProto()
@@ -70,7 +71,7 @@ def swapped(on: Bench, layers: Sequence[Layer], moments: Sequence[Moments], drif
     stored: dict[str, Array] = {}
     fresh: dict[int, dict[str, Array]] = {}
     for layer, found in zip(layers, moments, strict=True):
-        if layer not in usable:
+        if layer.index not in usable:
             continue
         node = opened.graph.node[layer.index]
         mine: dict[str, Array] = {}

@@ -23,7 +23,7 @@ from torch.nn import functional
 from ..errors import UsageError
 from . import checkpointing, ranks
 from .refresh import refresh as refreshed
-from .state import BatchNorm
+from .state import has_statistics
 from .stepping import AMP, Epoch, Loop, Loss, TrainingFailed
 
 __all__ = ["Epoch", "Fitted", "Refresh", "TrainingFailed", "fit"]
@@ -88,7 +88,7 @@ def fit(
     with ranks.expecting_all():
         steps = ranks.least(steps, place)
     loop = Loop(model, loss or _loss, optimizer, rate, weight_decay, steps * epochs, amp, clip, place)
-    renew: Any = refresh if _has_statistics(model) else None
+    renew: Any = refresh if has_statistics(model) else None
     if renew == "auto":
         renew = partial(refreshed, device=place)
     done = Fitted(model)
@@ -146,10 +146,6 @@ def _score(output: Tensor, targets: Tensor) -> Tensor:
     if targets.dtype == torch.int64:
         return (output.argmax(1) == targets).double()
     return -(output.double() - targets.double()).square().flatten(1).mean(1)
-
-
-def _has_statistics(model: nn.Module) -> bool:
-    return any(isinstance(layer, BatchNorm) and layer.running_mean is not None for layer in model.modules())
 
 
 @contextmanager

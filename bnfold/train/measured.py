@@ -31,7 +31,7 @@ from .methods import Estimator, statistics
 from .passes import Poison
 from .refresh import refresh
 from .sampling import Samples
-from .state import BatchNorm, Buffers, NotFitting, RandomState, batch_norms, evaluating, write
+from .state import BatchNorm, Buffers, NotFitting, RandomState, batch_norms, evaluating, has_statistics, write
 
 __all__ = ["Found", "measure", "renew"]
 
@@ -65,7 +65,7 @@ def measure(model: nn.Module, samples: Samples, forward: Forward, *, effects: bo
 
     Raises UsageError for data that do not fit or are not finite, UnsupportedModel where the model does not run.
     """
-    if not _has_statistics(model):
+    if not has_statistics(model):
         return Found((), (), 0, 0)
     run = _telling(forward, samples)
     layers, alone = batch_norms(model)
@@ -93,7 +93,7 @@ def renew(model: nn.Module, samples: Samples, forward: Forward) -> Found:
 
     Raises what `measure` raises, and then changes nothing.
     """
-    if not _has_statistics(model):
+    if not has_statistics(model):
         return Found((), (), 0, 0)
     layers, _ = batch_norms(model)
     before = {name: _layer(name, layer) for name, layer in layers.items()}
@@ -174,10 +174,6 @@ def _expect_spread(name: str, shards: Shards, epsilon: float) -> None:
         raise UsageError(
             f"Channel {channel} of {name} is constant on these samples and its epsilon is 0: it would divide by 0."
         )
-
-
-def _has_statistics(model: nn.Module) -> bool:
-    return any(isinstance(each, BatchNorm) and each.running_mean is not None for each in model.modules())
 
 
 def _layer(name: str, layer: BatchNorm) -> Layer:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,18 +20,10 @@ from torch.fx import GraphModule, Node
 
 from ..errors import UnsupportedModel
 from ..pytorch.aten import arguments, name_of
+from ..pytorch.aten.layers import BATCH_NORMS
 from .state import BatchNorm
 
 __all__ = ["Layered", "layered"]
-
-_OPS = (
-    "batch_norm.default",
-    "_native_batch_norm_legit_no_training.default",
-    "_native_batch_norm_legit.default",
-    "native_batch_norm.default",
-    "_batch_norm_no_update.default",
-    "cudnn_batch_norm.default",
-)
 
 
 class Called(BatchNorm):
@@ -75,7 +68,7 @@ def layered(program: ExportedProgram) -> Layered:
     found: dict[tuple[str, str], list[tuple[Node, tuple[Any, ...]]]] = {}
     left = dict.fromkeys(_inside(module), "it is in a branch of the program")
     for node in module.graph.nodes:
-        if node.op != "call_function" or name_of(node) not in _OPS:
+        if node.op != "call_function" or name_of(node) not in BATCH_NORMS:
             continue
         what = _operands(node)
         if isinstance(what, str):
@@ -114,7 +107,7 @@ def _operands(node: Node) -> tuple[Any, ...] | str:
 def _replace(module: GraphModule, calls: list[tuple[Node, tuple[Any, ...]]]) -> str:
     weight, bias, mean, variance, eps, whole = calls[0][1]
     targets = {"weight": weight, "bias": bias, "running_mean": mean, "running_var": variance}
-    operands = {slot: None if target is None else _tensor(module, target) for slot, target in targets.items()}
+    operands = {slot: None if target is None else attrgetter(target)(module) for slot, target in targets.items()}
     layer = Called(operands, eps, whole=whole)
     path = mean.rpartition(".")[0]
     there = path and all(target in (None, f"{path}.{slot}") for slot, target in targets.items())
@@ -123,7 +116,6 @@ def _replace(module: GraphModule, calls: list[tuple[Node, tuple[Any, ...]]]) -> 
         for own, theirs in ((layer._parameters, holder._parameters), (layer._buffers, holder._buffers)):
             own.update({name: value for name, value in theirs.items() if name not in targets})  # pyright: ignore[reportArgumentType, reportCallIssue] -- alike
         layer._modules.update(holder._modules)
-        layer._buffers.pop("num_batches_tracked", None)
         layer._buffers["num_batches_tracked"] = None
     else:
         path = f"{calls[0][0].name}_"
@@ -138,16 +130,9 @@ def _replace(module: GraphModule, calls: list[tuple[Node, tuple[Any, ...]]]) -> 
     return path
 
 
-def _tensor(module: nn.Module, target: str) -> Tensor:
-    value: Any = module
-    for part in target.split("."):
-        value = getattr(value, part)
-    return value
-
-
 def _inside(module: GraphModule) -> Iterator[str]:
     for path, part in module.named_modules():
         if path and isinstance(part, GraphModule):
             for node in part.graph.nodes:
-                if node.op == "call_function" and name_of(node) in _OPS:
+                if node.op == "call_function" and name_of(node) in BATCH_NORMS:
                     yield f"{path}.{node.name}"

@@ -40,6 +40,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
+def has_statistics(model: nn.Module) -> bool:
+    """Whether some BatchNormalization of the model keeps statistics."""
+    return any(isinstance(each, BatchNorm) and each.running_mean is not None for each in model.modules())
+
+
 def batch_norms(model: nn.Module, skip: tuple[str, ...] = ()) -> tuple[dict[str, BatchNorm], dict[str, str]]:
     """The BNs whose statistics are to be estimated, by name, and those left alone with the reason.
 
@@ -92,8 +97,7 @@ class Buffers:
     def restore(self, layers: Mapping[str, BatchNorm] | None = None, *, all_but: bool = False) -> None:
         """Put back every buffer, or only those of `layers`, or with all_but only those of all other modules."""
         chosen = None if layers is None else set(map(id, layers.values()))
-        held = [(id(module), buffer) for module, _, buffer, _ in self.kept if buffer is not None]
-        theirs = {id(buffer) for module, buffer in held if chosen is not None and module in chosen}
+        theirs = {id(b) for module, _, b, _ in self.kept if chosen and b is not None and id(module) in chosen}
         with torch.no_grad():
             for module, name, buffer, copy in self.kept:
                 if chosen is not None and (id(module) in chosen or id(buffer) in theirs) == all_but:

@@ -101,8 +101,13 @@ def _recurrent(node: Node, a: Arguments) -> Made | None:
     return Made(kind, [a["input"], *states, *first, *rest], attributes, domain=DOMAIN)
 
 
-@rule("batch_norm.default", "_native_batch_norm_legit_no_training.default", "_native_batch_norm_legit.default",
-       "native_batch_norm.default", "cudnn_batch_norm.default", "_batch_norm_no_update.default")  # fmt: skip
+BATCH_NORMS = (
+    "batch_norm.default", "_native_batch_norm_legit_no_training.default", "_native_batch_norm_legit.default",
+    "native_batch_norm.default", "cudnn_batch_norm.default", "_batch_norm_no_update.default",
+)  # fmt: skip
+
+
+@rule(*BATCH_NORMS)
 def _batch_norm(node: Node, a: Arguments) -> Made | None:
     eps = a["eps"] if "eps" in a else a["epsilon"]
     training = bool(a.get("training", False)) or a["running_mean"] is None or a["running_var"] is None
